@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The module's block in ``homeserver.yaml``, typed.
+
+A mistake stops Synapse at start-up with the option's path, what was found and
+what is allowed.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import attr
+from synapse.module_api.errors import ConfigError
+
+from synapse_sticky.section import MAX_EVENTS
+
+_UNITS_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}
+_DURATION = re.compile(r"([0-9]{1,9})(ms|s|m|h)")
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class StickyEventsConfig:
+    """What an admin can choose. See ``sample_config.yaml`` for the meaning."""
+
+    max_events_per_sync: int = MAX_EVENTS
+    cleanup_interval_ms: int = 60_000
+    poll_interval_ms: int = 5_000
+
+    @classmethod
+    def parse(cls, options: object) -> "StickyEventsConfig":
+        """Reads the ``config`` of the module.
+
+        Raises:
+            ConfigError: with the path of the option that is wrong.
+        """
+        if options is None:
+            options = {}
+        if not isinstance(options, Mapping):
+            raise _mistake((), options, "a block of options, or nothing")
+        parsers = {
+            "max_events_per_sync": ("max_events_per_sync", _whole_number(1, MAX_EVENTS)),
+            "cleanup_interval": ("cleanup_interval_ms", _duration_ms(1_000, 3_600_000)),
+            "poll_interval": ("poll_interval_ms", _duration_ms(500, 60_000)),
+        }
+        values = {}
+        for name, value in options.items():
+            if name not in parsers:
+                known = ", ".join(parsers)
+                raise ConfigError(
+                    f"unknown option {name!r}: known options are {known}", ("config", str(name))
+                )
+            attribute, parse = parsers[name]
+            values[attribute] = parse(name, value)
+        return cls(**values)
+
+
+def _mistake(path: tuple[str, ...], found: object, allowed: str) -> ConfigError:
+    return ConfigError(f"found {found!r}, allowed is {allowed}", ("config", *path))
+
+
+def _whole_number(smallest: int, largest: int) -> Callable[[str, object], int]:
+    def parse(name: str, value: object) -> int:
+        if type(value) is not int or not smallest <= value <= largest:
+            raise _mistake((name,), value, f"a whole number from {smallest} to {largest}")
+        return value
+
+    return parse
+
+
+def _duration_ms(shortest_ms: int, longest_ms: int) -> Callable[[str, object], int]:
+    allowed = (
+        "a duration with its unit, such as 500ms, 5s, 2m or 1h, "
+        f"from {shortest_ms} ms to {longest_ms} ms"
+    )
+
+    def parse(name: str, value: object) -> int:
+        match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+        duration_ms = int(match.group(1)) * _UNITS_MS[match.group(2)] if match else -1
+        if not shortest_ms <= duration_ms <= longest_ms:
+            raise _mistake((name,), value, allowed)
+        return duration_ms
+
+    return parse

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Out to clients: what one response to one client carries.
+
+``/sync`` and Sliding Sync differ in where they keep the client's position and
+in which rooms they look; what they share is here.
+"""
+
+from collections.abc import Collection, Mapping, Set
+
+import attr
+
+from synapse_sticky.index import StickyEvent
+from synapse_sticky.reader import IndexReader
+from synapse_sticky.seams.events import (
+    ClientEvent,
+    EventSource,
+    event_of,
+    sticky_duration_ms,
+)
+from synapse_sticky.section import next_page_end
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Sections:
+    """The sticky events for one response.
+
+    Attributes:
+        by_room: visible events of each room that has any, in the order in which
+            they became deliverable.
+        position: what the client has read up to once it has this response.
+    """
+
+    by_room: Mapping[str, list[ClientEvent]]
+    position: int
+
+
+class Delivery:
+    """Chooses the sticky events for responses."""
+
+    def __init__(self, reader: IndexReader, events: EventSource) -> None:
+        self._reader = reader
+        self._events = events
+
+    @property
+    def position(self) -> int:
+        """The newest position that this process knows of."""
+        return self._reader.index.position
+
+    async def catch_up(self, timelines: Collection[ClientEvent]) -> None:
+        """Waits, for a bounded time, until what a response's timelines show is noticed.
+
+        To be called once Synapse's part of a response is computed, and before
+        its position is taken: else what the timelines show comes again in the
+        next response's section.
+        """
+        missing = [e.event_id for e in map(event_of, timelines) if self._is_missing(e)]
+        if missing:
+            await self._reader.wait_for_events(missing)
+
+    async def catch_up_with_joins(
+        self, user_id: str, newly_joined: Collection[str], since: int
+    ) -> list[str]:
+        """Waits, for a bounded time, until these joins are noticed.
+
+        Returns:
+            The rooms with sticky events up to ``since`` of which no join after
+            it was noticed: those events are due to the client all the same.
+        """
+        return [
+            room_id
+            for room_id in newly_joined
+            if self._has_events_up_to(room_id, since)
+            and not await self._reader.wait_for_join(user_id, room_id, since)
+        ]
+
+    def rooms_with_events(self, rooms: Set[str]) -> list[str]:
+        """Those of these rooms that have deliverable events."""
+        smaller, larger = sorted((self._reader.index.rooms.keys(), rooms), key=len)
+        return [room_id for room_id in smaller if room_id in larger]
+
+    async def resolve_since(self, since: int) -> int:
+        """See :meth:`IndexReader.resolve_since`."""
+        return await self._reader.resolve_since(since)
+
+    async def sections(
+        self,
+        user_id: str,
+        rooms: Set[str],
+        since: int,
+        shown: Set[str],
+        limit: int,
+        anew: Collection[str] = (),
+    ) -> Sections:
+        """What to hand out to a user who has read up to a position.
+
+        Args:
+            rooms: joined rooms to look into.
+            since: the client's position, as of :meth:`resolve_since`.
+            shown: event IDs in this response's timelines.
+            limit: how many events at most. What a join made due all at once may
+                exceed it.
+            anew: rooms whose events up to ``since`` are to be handed out too.
+        """
+        index, now_ts = self._reader.index, self._reader.now_ts()
+        position = index.position
+        due = index.due(user_id, rooms, since, now_ts) if position > since else []
+        due_ids = {d.event.event_id for d in due} if anew else set()
+        behind = [
+            event
+            for room_id in anew
+            if room_id in rooms
+            for event in index.in_room(room_id, now_ts)
+            if event.position <= since and event.event_id not in due_ids
+        ]
+        if not due and not behind:
+            return Sections({}, max(position, since))
+        ignored = await self._events.ignored_users(user_id)
+        skipped = shown | {
+            event.event_id
+            for event in (*behind, *(d.event for d in due))
+            if event.sender in ignored
+        }
+        found = await self._visible(user_id, behind, skipped)
+        due = [d for d in due if d.event.event_id not in skipped]
+        # What turns out not to be visible does not use up the limit: a page of
+        # such events would be an empty answer, and a long-poll would sleep on it
+        # although there is more.
+        room_for = limit
+        end = 0
+        while end < len(due) and room_for > 0:
+            start, end = end, next_page_end(due, end, room_for)
+            page = await self._visible(user_id, [d.event for d in due[start:end]], skipped)
+            found += page
+            room_for -= len(page)
+        if end < len(due):
+            position = due[end - 1].position
+        by_room: dict[str, list[ClientEvent]] = {}
+        for client_event in found:
+            by_room.setdefault(event_of(client_event).room_id, []).append(client_event)
+        return Sections(by_room, position)
+
+    async def _visible(
+        self, user_id: str, events: Collection[StickyEvent], skipped: Set[str]
+    ) -> list[ClientEvent]:
+        event_ids = [event.event_id for event in events if event.event_id not in skipped]
+        if not event_ids:
+            return []
+        return await self._events.visible_sticky_events(user_id, event_ids)
+
+    def _has_events_up_to(self, room_id: str, position: int) -> bool:
+        index = self._reader.index
+        return room_id in index.rooms and any(
+            event.position <= position for event in index.in_room(room_id, self._reader.now_ts())
+        )
+
+    def _is_missing(self, event: ClientEvent) -> bool:
+        duration_ms = sticky_duration_ms(event)
+        return (
+            duration_ms is not None
+            and event.origin_server_ts + duration_ms > self._reader.now_ts()
+            and not self._reader.index.knows(event.event_id)
+        )

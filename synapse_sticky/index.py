@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The deliverable, unexpired sticky events, in memory. No Synapse, no clock.
+
+Every process keeps one. It answers what a client has not seen yet in time
+proportional to that answer: it costs nothing to have many sticky events in
+rooms that a user is not in, nor to be in many rooms.
+"""
+
+import sys
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Set
+from typing import Final
+
+import attr
+
+_EXPIRY_BUCKET_MS: Final = 10_000
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True, eq=False)
+class StickyEvent:
+    """A deliverable sticky event.
+
+    Attributes:
+        position: its place in the order in which events became deliverable
+            here; the larger, the later.
+        expires_ts: when it stops being sticky, in ms since the epoch.
+    """
+
+    event_id: str
+    room_id: str
+    sender: str
+    position: int
+    expires_ts: int
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class EventChange:
+    """What the store says of one event: ``position`` is None while it is held."""
+
+    event_id: str
+    room_id: str
+    sender: str
+    position: int | None
+    expires_ts: int
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class JoinChange:
+    """What the store says of one local user's newest join to a room.
+
+    Everything in the room that is older than ``position`` became deliverable to
+    this user there. After ``expires_ts`` nothing that old can be sticky.
+    """
+
+    user_id: str
+    room_id: str
+    position: int
+    expires_ts: int
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Due:
+    """An event that a client has not seen, and the position at which it is due."""
+
+    position: int
+    event: StickyEvent
+
+
+def _position(event: StickyEvent) -> int:
+    return event.position
+
+
+class StickyIndex:
+    """The events, by ID, by room and by position.
+
+    Attributes:
+        position: the largest position that this process knows of.
+    """
+
+    def __init__(self) -> None:
+        self.position = 0
+        self._events: dict[str, StickyEvent] = {}
+        self._held: dict[str, int] = {}
+        self._by_room: dict[str, list[StickyEvent]] = {}
+        # Everything by position. What has expired or moved stays until the next
+        # clean-up and is recognised by not being in `_events` any more.
+        self._log: list[StickyEvent] = []
+        self._joins: dict[str, dict[str, JoinChange]] = {}
+        self._expiring: dict[int, list[str]] = {}
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    @property
+    def held_count(self) -> int:
+        """How many recorded, unexpired events are held back."""
+        return len(self._held)
+
+    @property
+    def rooms(self) -> Mapping[str, object]:
+        """The rooms that have deliverable events, as keys."""
+        return self._by_room
+
+    def get(self, event_id: str) -> StickyEvent | None:
+        """The deliverable event of this ID. It may have expired a moment ago."""
+        return self._events.get(event_id)
+
+    def knows(self, event_id: str) -> bool:
+        """Whether the event was noticed, be it deliverable or held."""
+        return event_id in self._events or event_id in self._held
+
+    def expires_ts(self, event_id: str) -> int | None:
+        """When a noticed event expires, in ms since the epoch."""
+        event = self._events.get(event_id)
+        return event.expires_ts if event else self._held.get(event_id)
+
+    def join_position(self, user_id: str, room_id: str) -> int:
+        """Where this user's newest join lies, 0 if it does not matter (any more)."""
+        join = self._joins.get(user_id, {}).get(room_id)
+        return join.position if join else 0
+
+    def apply(
+        self, events: Iterable[EventChange], joins: Iterable[JoinChange], position: int
+    ) -> None:
+        """Takes over what the store says, oldest first, and the position it is at."""
+        for change in events:
+            self._discard(change.event_id)
+            bucket = change.expires_ts // _EXPIRY_BUCKET_MS
+            if change.position is None:
+                self._held[change.event_id] = change.expires_ts
+                self._expiring.setdefault(bucket, []).append(change.event_id)
+                continue
+            event = StickyEvent(
+                change.event_id,
+                sys.intern(change.room_id),
+                sys.intern(change.sender),
+                change.position,
+                change.expires_ts,
+            )
+            self._events[event.event_id] = event
+            self._by_room.setdefault(event.room_id, []).append(event)
+            self._log.append(event)
+            self._expiring.setdefault(bucket, []).append(event.event_id)
+        for join in joins:
+            self._joins.setdefault(sys.intern(join.user_id), {})[sys.intern(join.room_id)] = join
+        self.position = max(self.position, position)
+
+    def due(self, user_id: str, rooms: Set[str], since: int, now_ts: int) -> list[Due]:
+        """What this user has not seen, in the order in which to deliver it.
+
+        An event is due at its position, or where the user joined its room if
+        that is later: then a client's position alone says what it has seen.
+
+        Args:
+            rooms: the joined rooms to look into.
+            since: the position that the client has read up to.
+        """
+        joined_since = {
+            room_id: join.position
+            for room_id, join in self._joins.get(user_id, {}).items()
+            if join.position > since and room_id in rooms
+        }
+        first = bisect_right(self._log, since, key=_position)
+        if len(self._log) - first <= len(rooms):
+            found = [
+                Due(event.position, event)
+                for event in self._log[first:]
+                if event.room_id in rooms
+                and event.room_id not in joined_since
+                and self._is_live(event, now_ts)
+            ]
+        else:
+            smaller, larger = sorted((self._by_room.keys(), rooms), key=len)
+            found = [
+                Due(event.position, event)
+                for room_id in smaller
+                if room_id in larger and room_id not in joined_since
+                for event in self._room_after(room_id, since)
+                if self._is_live(event, now_ts)
+            ]
+        for room_id, join_position in joined_since.items():
+            found += [
+                Due(max(event.position, join_position), event)
+                for event in self.in_room(room_id, now_ts)
+            ]
+        found.sort(key=lambda due: (due.position, due.event.position))
+        return found
+
+    def in_room(self, room_id: str, now_ts: int) -> list[StickyEvent]:
+        """All deliverable, unexpired events of a room, oldest first."""
+        return [e for e in self._by_room.get(room_id, ()) if self._is_live(e, now_ts)]
+
+    def expire(self, now_ts: int) -> None:
+        """Forgets what has expired, in time proportional to how much that is."""
+        touched: set[str] = set()
+        for bucket in [b for b in self._expiring if (b + 1) * _EXPIRY_BUCKET_MS <= now_ts]:
+            for event_id in self._expiring.pop(bucket):
+                event = self._events.get(event_id)
+                # An event of this ID may have been recorded anew, to expire later.
+                if event is not None and event.expires_ts <= now_ts:
+                    del self._events[event_id]
+                    touched.add(event.room_id)
+                elif self._held.get(event_id, now_ts + 1) <= now_ts:
+                    del self._held[event_id]
+        for room_id in touched:
+            self._keep_live(room_id)
+        if len(self._log) > 2 * len(self._events):
+            self._log = [e for e in self._log if self._events.get(e.event_id) is e]
+        for user_id in [u for u, joins in self._joins.items() if _any_expired(joins, now_ts)]:
+            joins = {r: j for r, j in self._joins[user_id].items() if j.expires_ts > now_ts}
+            if joins:
+                self._joins[user_id] = joins
+            else:
+                del self._joins[user_id]
+
+    def _is_live(self, event: StickyEvent, now_ts: int) -> bool:
+        return event.expires_ts > now_ts and self._events.get(event.event_id) is event
+
+    def _room_after(self, room_id: str, since: int) -> list[StickyEvent]:
+        events = self._by_room[room_id]
+        return events[bisect_right(events, since, key=_position) :]
+
+    def _discard(self, event_id: str) -> None:
+        self._held.pop(event_id, None)
+        event = self._events.pop(event_id, None)
+        if event is not None:
+            self._keep_live(event.room_id)
+
+    def _keep_live(self, room_id: str) -> None:
+        events = [e for e in self._by_room[room_id] if self._events.get(e.event_id) is e]
+        if events:
+            self._by_room[room_id] = events
+        else:
+            del self._by_room[room_id]
+
+
+def _any_expired(joins: Mapping[str, JoinChange], now_ts: int) -> bool:
+    return any(join.expires_ts <= now_ts for join in joins.values())

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Notices sticky events, by following Synapse's own streams.
+
+One process does this: the one that runs Synapse's background tasks. It is the
+only one that gives out positions, so they are committed in order and no reader
+ever skips one. How far it has read is stored together with what it found: a
+kill at any moment loses nothing and doubles nothing.
+
+While the setting that says which process that is changes, two may do it at the
+same time. Then whoever stores first wins, and the other looks again.
+"""
+
+import logging
+from collections.abc import Iterable
+from typing import Final
+
+from synapse.module_api import ModuleApi
+
+from synapse_sticky.admission import Admission
+from synapse_sticky.config import StickyEventsConfig
+from synapse_sticky.reader import IndexReader
+from synapse_sticky.seams.streams import StreamBounds
+from synapse_sticky.storage.store import Admitted, Candidate, Join, LostRace, StickyStore
+from synapse_sticky.streams import Bounds, in_steps, unread
+
+logger = logging.getLogger(__name__)
+
+_WATCH_INTERVAL_MS: Final = 1_000
+# In busy times one look finds several events: they wait this long for each
+# other, unless a request waits for one of them.
+_MIN_INTERVAL_MS: Final = 20
+# How much of a stream one look takes, and how much may be read anew after a
+# kill. A row costs a few microseconds.
+_STEP: Final = 5_000
+
+
+class Indexer:
+    """Follows the streams and records what is sticky."""
+
+    def __init__(
+        self,
+        api: ModuleApi,
+        store: StickyStore,
+        bounds: StreamBounds,
+        admission: Admission,
+        reader: IndexReader,
+    ) -> None:
+        self._api = api
+        self._store = store
+        self._bounds = bounds
+        self._admission = admission
+        self._reader = reader
+        self._now_ts = reader.now_ts
+        self._read: Bounds | None = None
+        self._stored_events_bound = 0
+        self._last_position = 0
+        self._running = False
+        self._run_again = False
+        self._last_run_ts = 0
+        self._scheduled = False
+
+    def start(self, config: StickyEventsConfig) -> None:
+        """Begins to follow the streams."""
+        self._reader.hurry = self.run_now
+        self._api.looping_background_call(self._watch, _WATCH_INTERVAL_MS, desc="sticky_watch")
+        self._api.looping_background_call(
+            self._clean_up, config.cleanup_interval_ms, desc="sticky_clean_up"
+        )
+        self.run_now()
+
+    def on_stream_change(self) -> None:
+        """A stream may have moved. Never raises, and is cheap when it did not."""
+        if self._scheduled or self._running:
+            return
+        wait_ms = self._last_run_ts + _MIN_INTERVAL_MS - self._now_ts()
+        if wait_ms <= 0:
+            self.run_now()
+        else:
+            self._scheduled = True
+            self._api.delayed_background_call(
+                min(wait_ms, _MIN_INTERVAL_MS), self._run, desc="sticky_index"
+            )
+
+    def run_now(self) -> None:
+        """Looks for news at once: a request waits for it. Never raises."""
+        if self._running:
+            self._run_again = True
+        elif self._has_news():
+            self._api.run_as_background_process("sticky_index", self._run)
+
+    def _has_news(self) -> bool:
+        return self._read is None or any(unread(self._read, self._bounds.current()))
+
+    async def _watch(self) -> None:
+        # Catches what nobody pokes for: backfill by another process.
+        self.on_stream_change()
+
+    async def _run(self) -> None:
+        self._scheduled = False
+        if self._running:
+            return
+        self._running = True
+        self._run_again = False
+        try:
+            await self._read_news()
+        except LostRace:
+            logger.info("Another process gives out positions too; looking again")
+            self._read = None
+        except Exception:
+            logger.exception(
+                "Cannot look for new sticky events; they are delivered late, trying again"
+            )
+            self._read = None
+        finally:
+            self._running = False
+            self._last_run_ts = self._now_ts()
+        if self._run_again:
+            self.run_now()
+        elif self._read is not None:
+            self.on_stream_change()
+
+    async def _read_news(self) -> None:
+        written = self._bounds.current()
+        if self._read is None:
+            progress = await self._store.get_progress()
+            if progress is None:
+                await self._begin(written)
+                return
+            self._read, self._last_position = progress
+            self._stored_events_bound = self._read.events
+        for bounds in in_steps(self._read, written, _STEP):
+            await self._read_up_to(bounds)
+
+    async def _begin(self, written: Bounds) -> None:
+        """The first start: what is already in the database and sticky counts too."""
+        candidates = await self._store.find_recent_candidates(self._now_ts())
+        await self._record(candidates, [], written, None)
+        self._read = written
+        logger.info("Found %d unexpired sticky events in the database", len(candidates))
+
+    async def _read_up_to(self, bounds: Bounds) -> None:
+        assert self._read is not None
+        ranges = list(unread(self._read, bounds))
+        if not ranges:
+            return
+        candidates, joins = await self._store.find_candidates(ranges, self._now_ts())
+        # The others are of a range that was read before.
+        fresh = [c for c in candidates if not self._reader.index.knows(c.event_id)]
+        fresh_rooms = {candidate.room_id for candidate in fresh}
+        mattering = [
+            join
+            for join in joins
+            if (join.room_id in self._reader.index.rooms or join.room_id in fresh_rooms)
+            and self._api.is_mine(join.user_id)
+        ]
+        if fresh or mattering or bounds.events - self._stored_events_bound >= _STEP:
+            await self._record(fresh, mattering, bounds, self._last_position)
+        self._read = bounds
+
+    async def _record(
+        self,
+        candidates: Iterable[Candidate],
+        joins: Iterable[Join],
+        read: Bounds,
+        last_position: int | None,
+    ) -> None:
+        items: list[Admitted | Join] = []
+        for candidate in candidates:
+            reason = await self._admission.held_reason(candidate)
+            items.append(Admitted(candidate, reason.value if reason else None))
+        items += joins
+        items.sort(key=_stream_ordering)
+        self._last_position = await self._store.record(items, read, last_position, self._now_ts())
+        self._stored_events_bound = read.events
+        if items:
+            await self._reader.refresh()
+
+    async def _clean_up(self) -> None:
+        deleted = await self._store.delete_expired(self._now_ts())
+        logger.debug("Deleted %d expired sticky events", deleted)
+
+
+def _stream_ordering(item: Admitted | Join) -> int:
+    return item.candidate.stream_ordering if isinstance(item, Admitted) else item.stream_ordering

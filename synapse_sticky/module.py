@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The module that Synapse loads. It only wires the parts together."""
+
+import logging
+
+from synapse.module_api import ModuleApi
+from synapse.module_api.errors import ConfigError
+
+from synapse_sticky.admission import Admission
+from synapse_sticky.config import StickyEventsConfig
+from synapse_sticky.delivery import Delivery
+from synapse_sticky.indexer import Indexer
+from synapse_sticky.reader import IndexReader
+from synapse_sticky.seams import events, sending, sliding_sync, sync
+from synapse_sticky.seams.authorisation import CurrentStateCheck
+from synapse_sticky.seams.background import News, homeserver_of
+from synapse_sticky.seams.checks import check_synapse_version
+from synapse_sticky.seams.database import MigrationConnection
+from synapse_sticky.seams.streams import (
+    Signal,
+    StreamBounds,
+    Waker,
+    carry_position,
+    on_stream_change,
+)
+from synapse_sticky.seams.visibility import lift_history_visibility
+from synapse_sticky.storage.migrations import migrate
+from synapse_sticky.storage.store import Changes, StickyStore, read_changes
+
+logger = logging.getLogger(__name__)
+
+
+class StickyEventsModule:
+    """Sticky events (MSC4354) for a Synapse that is not otherwise changed.
+
+    To configure under ``modules`` of ``homeserver.yaml``, on every process.
+    """
+
+    def __init__(self, config: StickyEventsConfig, api: ModuleApi) -> None:
+        check_synapse_version()
+        hs = homeserver_of(api)
+        if hs.config.experimental.msc4354_enabled:
+            raise ConfigError(
+                "Synapse's own sticky events and synapse_sticky exclude each other: remove "
+                "`msc4354_enabled: true` from `experimental_features` in homeserver.yaml, or "
+                "synapse_sticky from `modules`."
+            )
+        sending.check()
+        sync.check()
+        sliding_sync.check()
+
+        news = News(hs)
+        self._signal = Signal(hs, lambda: reader.on_signal())
+        store = StickyStore(api, self._signal.send)
+        reader = IndexReader(
+            api, store, news, Waker(hs), _prepare_tables(MigrationConnection(hs), news.now_ts())
+        )
+        delivery = Delivery(reader, events.EventSource(hs))
+
+        carry_position(hs, lambda: reader.index.position)
+        events.add_remaining_time(api, hs, reader.expires_ts)
+        lift_history_visibility(hs, reader.is_sticky)
+        sending.install()
+        sync.install(delivery, config.max_events_per_sync)
+        sliding_sync.install(delivery)
+        reader.start(config)
+
+        if api.should_run_background_tasks():
+            indexer = Indexer(
+                api, store, StreamBounds(hs), Admission(CurrentStateCheck(hs)), reader
+            )
+            on_stream_change(hs, indexer.on_stream_change)
+            indexer.start(config)
+
+    @staticmethod
+    def parse_config(config: object) -> StickyEventsConfig:
+        """Called by Synapse with the module's ``config``.
+
+        Raises:
+            ConfigError: for any mistake, with the option's path.
+        """
+        return StickyEventsConfig.parse(config)
+
+
+def _prepare_tables(connection: MigrationConnection, now_ts: int) -> Changes:
+    """Migrates our tables and reads them, before any listener starts."""
+    try:
+        migrate(connection)
+        with connection.locked_transaction() as txn:
+            return read_changes(txn, 0, now_ts)
+    finally:
+        connection.close()

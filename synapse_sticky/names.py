@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The names that sticky events have on the wire, while MSC4354 is unstable.
+
+Nothing else in the package spells them out, so that the stable names replace
+them here and only here.
+"""
+
+from typing import Final
+
+QUERY_PARAMETER: Final = "org.matrix.msc4354.sticky_duration_ms"
+"""Query parameter of ``/send``: the wanted duration in milliseconds."""
+
+EVENT_KEY: Final = "msc4354_sticky"
+"""Top-level key of a sticky event: ``{"duration_ms": int}``."""
+
+DURATION_KEY: Final = "duration_ms"
+"""Key inside the object under :data:`EVENT_KEY`."""
+
+SYNC_SECTION: Final = "msc4354_sticky"
+"""Section of a joined room in ``/sync``: ``{"events": [...]}``."""
+
+REMAINING_KEY: Final = "msc4354_sticky_duration_ttl_ms"
+"""Field in ``unsigned``: for how many more milliseconds the event is sticky."""
+
+SLIDING_SYNC_EXTENSION: Final = "org.matrix.msc4354.sticky_events"
+"""Name of the Sliding Sync extension (MSC4480), in requests and responses."""
+
+VERSIONS_FLAG: Final = "org.matrix.msc4354"
+"""Flag among the ``unstable_features`` of ``/versions``."""

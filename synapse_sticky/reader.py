@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Every process knows what is deliverable.
+
+The reader keeps the in-memory index up to date with what the one process that
+gives out positions has stored. It is told by a signal; a lost signal is
+repaired by a slow poll. What a request needs and the index does not have yet,
+the request waits for here, for a bounded time.
+"""
+
+import logging
+from collections.abc import Callable, Collection
+from typing import Final
+
+from synapse.module_api import ModuleApi
+
+from synapse_sticky import stickiness
+from synapse_sticky.config import StickyEventsConfig
+from synapse_sticky.index import StickyIndex
+from synapse_sticky.seams.background import News
+from synapse_sticky.seams.streams import Waker
+from synapse_sticky.storage.store import Changes, StickyStore
+
+logger = logging.getLogger(__name__)
+
+MAX_WAIT_MS: Final = 500
+"""How long a request waits for this process to catch up, at most."""
+
+
+class IndexReader:
+    """Keeps a :class:`StickyIndex` up to date, and wakes clients for its news.
+
+    Attributes:
+        index: what is deliverable, as far as this process knows.
+        hurry: called when a request waits for something to be noticed.
+    """
+
+    def __init__(
+        self, api: ModuleApi, store: StickyStore, news: News, waker: Waker, initial: Changes
+    ) -> None:
+        self._api = api
+        self._store = store
+        self._news = news
+        self._waker = waker
+        self.now_ts = news.now_ts
+        self.index = StickyIndex()
+        self.index.apply(initial.events, initial.joins, initial.position)
+        self.hurry: Callable[[], None] = lambda: None
+
+    def start(self, config: StickyEventsConfig) -> None:
+        """Begins to look for lost signals and to forget what has expired."""
+        self._api.looping_background_call(
+            self._poll, config.poll_interval_ms, desc="sticky_poll", run_on_all_instances=True
+        )
+
+    def on_signal(self) -> None:
+        """Another process has changed the tables. Never raises."""
+        self._api.run_as_background_process("sticky_refresh", self._refresh_safely)
+
+    async def refresh(self) -> None:
+        """Brings the index to what is stored now."""
+        while True:
+            index, after = self.index, self.index.position
+            changes = await self._store.get_changes(after, self.now_ts())
+            if self.index is index and index.position == after:
+                break
+            # Somebody else was faster, and what was read is no continuation.
+            if changes.position <= self.index.position:
+                return
+        if changes.position < after:
+            logger.warning(
+                "The tables synapse_sticky_* were restored or dropped while Synapse was running: "
+                "every unexpired sticky event is delivered again"
+            )
+            self.index = StickyIndex()
+            changes = await self._store.get_changes(0, self.now_ts())
+        self.index.apply(changes.events, changes.joins, changes.position)
+        if not changes.events and not changes.joins:
+            return
+        self._news.announce()
+        rooms = {change.room_id for change in changes.events if change.position is not None}
+        users = {join.user_id for join in changes.joins}
+        if rooms or users:
+            # Waking pokes whoever watches the streams, this process included:
+            # not while one of those is calling us.
+            self._api.delayed_background_call(0, self._wake, users, rooms, desc="sticky_wake")
+
+    def is_sticky(self, event_id: str) -> bool:
+        """Whether the event of this ID is deliverable and unexpired."""
+        event = self.index.get(event_id)
+        return event is not None and event.expires_ts > self.now_ts()
+
+    async def wait_for_events(self, event_ids: Collection[str]) -> None:
+        """Waits until these events are noticed, for a bounded time.
+
+        Without this a sync that is faster than the indexer would hand out a
+        fresh event in its timeline, and again in the section of the next one.
+        """
+        await self._wait(lambda: all(map(self.index.knows, event_ids)))
+
+    async def wait_for_join(self, user_id: str, room_id: str, after: int) -> bool:
+        """Waits until a join after this position is noticed, for a bounded time."""
+        return await self._wait(lambda: self.index.join_position(user_id, room_id) > after)
+
+    async def resolve_since(self, since: int) -> int:
+        """The position to read from, for a client that says it has read up to ``since``.
+
+        Usually that. If it is larger than what is stored, the tables were
+        restored or dropped since: then 0, which delivers everything again
+        rather than nothing.
+        """
+        if since > self.index.position:
+            await self.refresh()
+        return since if since <= self.index.position else 0
+
+    async def expires_ts(self, event_id: str, duration_ms: int, origin_server_ts: int) -> int:
+        """When a sticky event expires, noticed or not, in ms since the epoch."""
+        noticed = self.index.expires_ts(event_id)
+        if noticed is not None:
+            return noticed
+        latest = stickiness.expires_ts(duration_ms, self.now_ts(), origin_server_ts)
+        if latest <= self.now_ts():
+            return latest
+        received_ts = await self._store.get_received_ts(event_id)
+        if received_ts is None:
+            return latest
+        return stickiness.expires_ts(duration_ms, received_ts, origin_server_ts)
+
+    async def _wait(self, is_there: Callable[[], bool]) -> bool:
+        until_ts = self.now_ts() + MAX_WAIT_MS
+        while not is_there():
+            self.hurry()
+            if not await self._news.wait(until_ts):
+                return is_there()
+        return True
+
+    async def _wake(self, users: Collection[str], rooms: Collection[str]) -> None:
+        self._waker.wake(users, rooms)
+
+    async def _poll(self) -> None:
+        self.index.expire(self.now_ts())
+        await self._refresh_safely()
+
+    async def _refresh_safely(self) -> None:
+        try:
+            await self.refresh()
+        except Exception:
+            logger.exception(
+                "Cannot read the tables synapse_sticky_*; clients get new sticky events late, "
+                "trying again"
+            )

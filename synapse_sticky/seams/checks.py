@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Whether this Synapse is one that the seams fit."""
+
+import inspect
+import logging
+from importlib.metadata import version
+from typing import Final
+
+from packaging.version import Version
+from synapse.module_api.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+OLDEST_SYNAPSE: Final = Version("1.148.0")
+NEWEST_TESTED_SYNAPSE: Final = Version("1.163.2")
+
+TESTED_RANGE: Final = f"{OLDEST_SYNAPSE} to {NEWEST_TESTED_SYNAPSE}"
+
+
+def synapse_version() -> Version:
+    """The version of the Synapse that is installed."""
+    return Version(version("matrix-synapse"))
+
+
+def check_synapse_version() -> None:
+    """Refuses a Synapse that is too old, and warns of one newer than tested.
+
+    Raises:
+        ConfigError: if it is too old.
+    """
+    found = synapse_version()
+    if found < OLDEST_SYNAPSE:
+        raise ConfigError(
+            f"synapse_sticky needs Synapse {OLDEST_SYNAPSE} or later, and this is {found}. "
+            "Upgrade Synapse, or remove synapse_sticky from `modules` in homeserver.yaml."
+        )
+    if found > NEWEST_TESTED_SYNAPSE:
+        logger.warning(
+            "synapse_sticky was tested with Synapse %s, and this is %s. Everything that it relies "
+            "on is there, so it goes on; look for a newer synapse_sticky.",
+            TESTED_RANGE,
+            found,
+        )
+
+
+def require(owner: object, name: str, *parameters: str) -> None:
+    """Checks that something of Synapse's is there, and takes these parameters.
+
+    Args:
+        owner: the module, class or object that must have it.
+        name: of the attribute.
+        parameters: names that a function must accept.
+
+    Raises:
+        ConfigError: if not, with the seam, the versions and what to do.
+    """
+    names = (getattr(owner, attribute, None) for attribute in ("__qualname__", "__name__"))
+    where = f"{next(filter(None, names), type(owner).__qualname__)}.{name}"
+    if not hasattr(owner, name):
+        raise _misfit(f"{where} is not there")
+    if parameters:
+        accepted = inspect.signature(getattr(owner, name)).parameters
+        missing = [p for p in parameters if p not in accepted]
+        if missing:
+            raise _misfit(f"{where} does not take {', '.join(missing)}")
+
+
+def _misfit(what: str) -> ConfigError:
+    return ConfigError(
+        f"synapse_sticky does not fit Synapse {synapse_version()}: {what}. It was tested with "
+        f"Synapse {TESTED_RANGE}. Install a synapse_sticky made for this Synapse, go back to a "
+        "tested Synapse, or remove synapse_sticky from `modules` in homeserver.yaml."
+    )

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Events as Synapse hands them out: read, filtered and formatted for a client.
+
+Also the place where every event gets its remaining time, on every endpoint.
+"""
+
+import copy
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from typing import Any, Final, cast
+
+from synapse import visibility
+from synapse.events import EventBase
+from synapse.events import utils as events_utils
+from synapse.module_api import ModuleApi
+from synapse.server import HomeServer
+from synapse.types import JsonDict
+
+from synapse_sticky import stickiness
+from synapse_sticky.names import EVENT_KEY, REMAINING_KEY
+from synapse_sticky.seams.checks import require
+
+ClientEvent = Any
+"""What Synapse's visibility filter returns: an event before 1.157, and from
+then on an event with the user's membership at that time."""
+
+_NOTHING: Final[JsonDict] = {}
+
+
+def event_of(client_event: ClientEvent) -> EventBase:
+    """The event in what the visibility filter returned."""
+    return cast(EventBase, getattr(client_event, "event", client_event))
+
+
+def sticky_duration_ms(event: EventBase) -> int | None:
+    """How long an event is sticky, None for an ordinary one.
+
+    A redacted event is an ordinary one: its key went with the redaction.
+    """
+    sticky = event.get(EVENT_KEY)
+    return None if sticky is None else stickiness.effective_duration_ms(sticky)
+
+
+class EventSource:
+    """Reads events for clients."""
+
+    def __init__(self, hs: HomeServer) -> None:
+        self._store: Any = hs.get_datastores().main
+        self._storage = hs.get_storage_controllers()
+        self._serializer = hs.get_event_client_serializer()
+        for method in ("get_events_as_list", "ignored_users", "get_rooms_for_user"):
+            require(self._store, method)
+        require(self._serializer, "serialize_events", "events", "time_now", "config")
+        self._clock = hs.get_clock()
+
+    async def ignored_users(self, user_id: str) -> frozenset[str]:
+        """The senders whom a user does not want to hear."""
+        ignored: frozenset[str] = await self._store.ignored_users(user_id)
+        return ignored
+
+    async def visible_sticky_events(
+        self, user_id: str, event_ids: Sequence[str]
+    ) -> list[ClientEvent]:
+        """These events as this user may see them, in the given order.
+
+        Left out is what is not sticky any more (redacted, or pruned because its
+        sender was erased), was rejected or soft-failed, and what Synapse's
+        filter leaves out: ignored senders, the retention policy.
+        """
+        events = await self._store.get_events_as_list(event_ids)
+        visible = await visibility.filter_and_transform_events_for_client(
+            self._storage, user_id, [e for e in events if sticky_duration_ms(e) is not None]
+        )
+        by_id = {
+            event_of(client_event).event_id: client_event
+            for client_event in visible
+            if sticky_duration_ms(event_of(client_event)) is not None
+        }
+        return [by_id[event_id] for event_id in event_ids if event_id in by_id]
+
+    async def serialize(self, events: Collection[ClientEvent], config: Any) -> list[JsonDict]:
+        """Formats events of one room for its section.
+
+        The ``room_id`` is always there: matrix-js-sdk reads the section without
+        knowing the room, and cannot decrypt an event that lacks it.
+        """
+        serialized = await self._serializer.serialize_events(
+            events, self._clock.time_msec(), config=config
+        )
+        for client_event, formatted in zip(events, serialized, strict=True):
+            formatted["room_id"] = event_of(client_event).room_id
+        return serialized
+
+    async def client_format(self, requester: Any) -> Any:
+        """How Sliding Sync formats events for this requester."""
+        if hasattr(self._serializer, "create_config"):
+            return await self._serializer.create_config(
+                event_format=events_utils.EventFormat.ClientV2, requester=requester
+            )
+        # Before 1.157 it is a plain class, and formats are functions.
+        config_class: Any = events_utils.SerializeEventConfig
+        return config_class(
+            event_format=events_utils.format_event_for_client_v2, requester=requester
+        )
+
+
+def add_remaining_time(
+    api: ModuleApi,
+    hs: HomeServer,
+    expires_ts: Callable[[str, int, int], Awaitable[int]],
+) -> None:
+    """Gives every sticky event that any client is sent its remaining time.
+
+    Args:
+        expires_ts: of an event, from its ID, duration and ``origin_server_ts``.
+    """
+    clock = hs.get_clock()
+
+    async def remaining(event: EventBase) -> JsonDict:
+        # This runs for every event that any client is sent: first the test that
+        # nearly all of them fail.
+        sticky = event.get(EVENT_KEY)
+        if sticky is None:
+            return _NOTHING
+        duration_ms = stickiness.effective_duration_ms(sticky)
+        if not duration_ms:
+            return _NOTHING
+        expiry = await expires_ts(event.event_id, duration_ms, event.origin_server_ts)
+        remaining_ms = expiry - clock.time_msec()
+        return {REMAINING_KEY: remaining_ms} if remaining_ms > 0 else _NOTHING
+
+    api.register_add_extra_fields_to_unsigned_client_event_callbacks(
+        add_field_to_unsigned_callback=remaining
+    )
+    _tolerate_filters_without_unsigned(hs)
+
+
+def _tolerate_filters_without_unsigned(hs: HomeServer) -> None:
+    """Before 1.157, additions to ``unsigned`` fail if ``event_fields`` drops it.
+
+    A client that asks for no ``unsigned`` gets none of the additions then.
+    """
+    serializer = hs.get_event_client_serializer()
+    if hasattr(serializer, "create_config"):
+        return
+    require(serializer, "serialize_event", "event", "time_now", "config")
+    require(serializer, "_add_extra_fields_to_unsigned_client_event_callbacks")
+    original = serializer.serialize_event
+    plain = copy.copy(serializer)
+    plain._add_extra_fields_to_unsigned_client_event_callbacks = []
+
+    async def serialize_event(event: Any, time_now: int, **kwargs: Any) -> JsonDict:
+        config = kwargs.get("config")
+        if config is not None and _drops_unsigned(config.only_event_fields):
+            return await plain.serialize_event(event, time_now, **kwargs)
+        return await original(event, time_now, **kwargs)
+
+    serializer.serialize_event = serialize_event  # type: ignore[method-assign]
+
+
+def _drops_unsigned(fields: Iterable[str] | None) -> bool:
+    return bool(fields) and not any(
+        field == "unsigned" or field.startswith("unsigned.") for field in fields or ()
+    )

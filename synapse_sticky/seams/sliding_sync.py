@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Sliding Sync: the extension of MSC4480.
+
+Synapse's servlet does not know the extension before 1.157 and from then on
+checks it by its own rules. So ours takes the extension out of the request
+before Synapse reads it, and puts the answer into the response; in between it
+travels in a context variable, from the servlet to the handler.
+"""
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import attr
+from synapse import server as synapse_server
+from synapse.api.constants import Membership
+from synapse.api.errors import Codes, SynapseError
+from synapse.handlers import sliding_sync
+from synapse.handlers.sliding_sync import room_lists
+from synapse.http.site import SynapseRequest
+from synapse.rest.client import sync as sync_rest
+from synapse.server import HomeServer
+from synapse.types import JsonDict
+from synapse.types.handlers.sliding_sync import SlidingSyncResult
+
+from synapse_sticky.delivery import Delivery
+from synapse_sticky.names import SLIDING_SYNC_EXTENSION
+from synapse_sticky.seams.checks import require
+from synapse_sticky.seams.classes import use_instead
+from synapse_sticky.seams.events import ClientEvent, EventSource, event_of
+from synapse_sticky.section import MAX_EVENTS
+from synapse_sticky.tokens import Since
+
+
+@attr.s(slots=True, auto_attribs=True)
+class StickyRequest:
+    """The extension of one request.
+
+    Attributes:
+        since: what the client has read up to; None if it said nothing.
+        limit: how many events it wants at most.
+        interested_rooms: filled in by the handler on the way: the rooms that
+            match the request, and the user's memberships.
+    """
+
+    since: Since | None
+    limit: int
+    interested_rooms: room_lists.SlidingSyncInterestedRooms | None = None
+
+    @classmethod
+    def parse(cls, extension: object) -> "StickyRequest | None":
+        """Reads the extension; None if it is not enabled.
+
+        Raises:
+            SynapseError: 400, if the client wrote anything that it must not.
+        """
+        if not isinstance(extension, Mapping):
+            raise _bad_parameter("must be an object")
+        enabled = extension.get("enabled", False)
+        if not isinstance(enabled, bool):
+            raise _bad_parameter("enabled must be true or false")
+        limit = extension.get("limit", MAX_EVENTS)
+        if type(limit) is not int or limit < 1:
+            raise _bad_parameter("limit must be a whole number, at least 1")
+        since = extension.get("since")
+        try:
+            parsed = None if since is None else Since.parse(since)
+        except ValueError as error:
+            raise SynapseError(400, str(error), Codes.INVALID_PARAM) from None
+        return cls(parsed, min(limit, MAX_EVENTS)) if enabled else None
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True, kw_only=True)
+class StickyExtensions(SlidingSyncResult.Extensions):
+    """Synapse's extensions and ours in one response.
+
+    Attributes:
+        sticky_by_room: the events to hand out.
+        sticky_next_batch: None if the client's position has not changed.
+    """
+
+    sticky_by_room: Mapping[str, Sequence[ClientEvent]]
+    sticky_next_batch: Since | None
+
+    @classmethod
+    def create(
+        cls,
+        extensions: SlidingSyncResult.Extensions,
+        by_room: Mapping[str, Sequence[ClientEvent]],
+        next_batch: Since | None,
+    ) -> "StickyExtensions":
+        """Synapse's extensions with ours."""
+        fields = {f.name: getattr(extensions, f.name) for f in attr.fields(type(extensions))}
+        return cls(**fields, sticky_by_room=by_room, sticky_next_batch=next_batch)
+
+    def __bool__(self) -> bool:
+        # A mere change of position is no reason to end a long-poll.
+        return bool(self.sticky_by_room) or super().__bool__()
+
+
+_current_request: ContextVar[StickyRequest | None] = ContextVar("sticky_request", default=None)
+
+
+def check() -> None:
+    """Refuses to start if Synapse's Sliding Sync has changed."""
+    require(
+        sliding_sync.SlidingSyncHandler,
+        "current_sync_for_user",
+        "sync_config",
+        "to_token",
+        "from_token",
+    )
+    require(room_lists.SlidingSyncRoomLists, "compute_interested_rooms", "sync_config")
+    for name in ("all_rooms", "room_membership_for_user_map", "newly_joined_rooms"):
+        require(attr.fields(room_lists.SlidingSyncInterestedRooms), name)
+    for name in ("rooms", "extensions"):
+        require(attr.fields(SlidingSyncResult), name)
+    require(attr.fields(SlidingSyncResult.RoomResult), "timeline_events")
+    require(sync_rest.SlidingSyncRestServlet, "on_POST", "request")
+    require(sync_rest.SlidingSyncRestServlet, "encode_response", "requester", "sliding_sync_result")
+
+
+def install(delivery: Delivery) -> None:
+    """Makes the homeserver build a Sliding Sync that has the extension."""
+    handler = partial(StickySlidingSyncHandler, delivery=delivery)
+    use_instead(synapse_server, "SlidingSyncHandler", handler)
+    use_instead(sync_rest, "SlidingSyncRestServlet", StickySlidingSyncServlet)
+
+
+class StickyRoomLists(room_lists.SlidingSyncRoomLists):
+    """Remembers which rooms matched a request that has the extension."""
+
+    async def compute_interested_rooms(
+        self, *args: Any, **kwargs: Any
+    ) -> room_lists.SlidingSyncInterestedRooms:
+        interested_rooms = await super().compute_interested_rooms(*args, **kwargs)
+        if (request := _current_request.get()) is not None:
+            request.interested_rooms = interested_rooms
+        return interested_rooms
+
+
+class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
+    """Synapse's handler, which then answers the extension."""
+
+    def __init__(self, hs: HomeServer, *, delivery: Delivery) -> None:
+        super().__init__(hs)
+        self.room_lists = StickyRoomLists(hs)
+        self._delivery = delivery
+
+    async def current_sync_for_user(
+        self, sync_config: Any, to_token: Any, from_token: Any = None
+    ) -> SlidingSyncResult:
+        result = await super().current_sync_for_user(sync_config, to_token, from_token)
+        request = _current_request.get()
+        if request is None or request.interested_rooms is None:
+            return result
+        extensions = await self._answer(
+            sync_config.user.to_string(), request, request.interested_rooms, result
+        )
+        return attr.evolve(result, extensions=extensions)
+
+    async def _answer(
+        self,
+        user_id: str,
+        request: StickyRequest,
+        interested: room_lists.SlidingSyncInterestedRooms,
+        result: SlidingSyncResult,
+    ) -> StickyExtensions:
+        shown = [event for room in result.rooms.values() for event in room.timeline_events or ()]
+        await self._delivery.catch_up(shown)
+        since = request.since or Since(0)
+        position = await self._delivery.resolve_since(since.position)
+        if position != since.position:
+            since = Since(position)
+        rooms = MatchedJoinedRooms(interested)
+        anew = await self._delivery.catch_up_with_joins(
+            user_id, interested.newly_joined_rooms, position
+        )
+        if since.unmatched:
+            anew += filter(since.was_unmatched, self._delivery.rooms_with_events(rooms))
+        sections = await self._delivery.sections(
+            user_id,
+            rooms,
+            position,
+            shown={event_of(event).event_id for event in shown},
+            limit=request.limit,
+            anew=anew,
+        )
+        next_batch = since
+        if anew or sections.position > position:
+            next_batch = Since.create(sections.position, self._unmatched(interested))
+        return StickyExtensions.create(
+            result.extensions,
+            sections.by_room,
+            next_batch if next_batch != request.since else None,
+        )
+
+    def _unmatched(self, interested: room_lists.SlidingSyncInterestedRooms) -> list[str]:
+        """Rooms with sticky events that the user is in and the request does not match."""
+        memberships = interested.room_membership_for_user_map
+        return [
+            room_id
+            for room_id in self._delivery.rooms_with_events(memberships.keys())
+            if room_id not in interested.all_rooms and _is_joined(interested, room_id)
+        ]
+
+
+class MatchedJoinedRooms(Set[str]):
+    """The rooms that match a request and that the user is joined to.
+
+    Lists match invites and kicks too. To ask for a few of many rooms costs no
+    more than that.
+    """
+
+    def __init__(self, interested: room_lists.SlidingSyncInterestedRooms) -> None:
+        self._interested = interested
+
+    def __contains__(self, room_id: object) -> bool:
+        return room_id in self._interested.all_rooms and _is_joined(self._interested, str(room_id))
+
+    def __iter__(self) -> Iterator[str]:
+        return filter(self.__contains__, self._interested.all_rooms)
+
+    def __len__(self) -> int:
+        # The lists decide where to look first by this: not worth to count exactly.
+        return len(self._interested.all_rooms)
+
+
+def _is_joined(interested: room_lists.SlidingSyncInterestedRooms, room_id: str) -> bool:
+    room = interested.room_membership_for_user_map.get(room_id)
+    return room is not None and room.membership == Membership.JOIN
+
+
+class StickySlidingSyncServlet(sync_rest.SlidingSyncRestServlet):
+    """Sliding Sync that reads and writes the extension."""
+
+    def __init__(self, hs: HomeServer) -> None:
+        super().__init__(hs)
+        self._sticky_events = EventSource(hs)
+
+    async def on_POST(self, request: SynapseRequest) -> tuple[int, JsonDict]:
+        try:
+            sticky_request = _take_out_extension(request)
+        except SynapseError:
+            # Who is not logged in learns nothing else.
+            await self.auth.get_user_by_req(request, allow_guest=True)
+            raise
+        token = _current_request.set(sticky_request)
+        try:
+            return await super().on_POST(request)
+        finally:
+            _current_request.reset(token)
+
+    async def encode_response(
+        self, requester: Any, sliding_sync_result: SlidingSyncResult
+    ) -> JsonDict:
+        response = await super().encode_response(requester, sliding_sync_result)
+        extensions = sliding_sync_result.extensions
+        if isinstance(extensions, StickyExtensions):
+            answer = await self._encode(requester, extensions)
+            if answer:
+                response["extensions"][SLIDING_SYNC_EXTENSION] = answer
+        return response
+
+    async def _encode(self, requester: Any, extensions: StickyExtensions) -> JsonDict:
+        answer: JsonDict = {}
+        if extensions.sticky_by_room:
+            config = await self._sticky_events.client_format(requester)
+            answer["rooms"] = {
+                room_id: {"events": await self._sticky_events.serialize(events, config)}
+                for room_id, events in extensions.sticky_by_room.items()
+            }
+        if extensions.sticky_next_batch is not None:
+            answer["next_batch"] = str(extensions.sticky_next_batch)
+        return answer
+
+
+def _take_out_extension(request: SynapseRequest) -> StickyRequest | None:
+    """Removes our extension from the request's body and reads it."""
+    assert request.content is not None
+    raw = request.content.read()
+    request.content.seek(0)
+    if SLIDING_SYNC_EXTENSION.encode() not in raw:
+        return None
+    try:
+        body = json.loads(raw)
+        extension = body["extensions"].pop(SLIDING_SYNC_EXTENSION, None)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        # Not what it should be: Synapse says so.
+        return None
+    request.content = io.BytesIO(json.dumps(body).encode())
+    return None if extension is None else StickyRequest.parse(extension)
+
+
+def _bad_parameter(what: str) -> SynapseError:
+    return SynapseError(400, f"Extension {SLIDING_SYNC_EXTENSION}: {what}", Codes.INVALID_PARAM)

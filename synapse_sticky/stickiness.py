@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""How long an event is sticky (MSC4354, "Proposal"). Arithmetic only.
+
+Times (``_ts``) are milliseconds since the epoch, durations (``_ms``) are
+milliseconds. Servers of old room versions may send integers of any size:
+everything here works on them, and what it returns for a valid event fits into
+64 bits as long as ``received_ts`` does and the event is not expired.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from synapse_sticky.names import DURATION_KEY, QUERY_PARAMETER
+
+MAX_DURATION_MS: Final = 3_600_000
+"""The longest that any event is sticky: one hour."""
+
+_WHOLE_NUMBER = re.compile(rb"[0-9]+")
+
+
+def effective_duration_ms(sticky: object) -> int | None:
+    """The duration that the value under an event's top-level key stands for.
+
+    Args:
+        sticky: whatever stands there; remote servers put anything there.
+
+    Returns:
+        At most :data:`MAX_DURATION_MS`, or None if this is no valid stickiness
+        and the event therefore is an ordinary one. A boolean or a float is not
+        an integer.
+    """
+    if not isinstance(sticky, Mapping):
+        return None
+    duration_ms = sticky.get(DURATION_KEY)
+    if type(duration_ms) is not int or duration_ms < 0:
+        return None
+    return min(duration_ms, MAX_DURATION_MS)
+
+
+def expires_ts(duration_ms: int, received_ts: int, origin_server_ts: int) -> int:
+    """When an event stops being sticky.
+
+    The start is the earlier of the two times, so that nobody can send an event
+    that starts in the future. The event is sticky while this is in the future.
+    """
+    return min(received_ts, origin_server_ts) + min(duration_ms, MAX_DURATION_MS)
+
+
+def parse_duration_parameter(values: Sequence[bytes]) -> int:
+    """The duration that a client asks for.
+
+    Args:
+        values: everything the client gave for the query parameter, undecoded.
+
+    Returns:
+        A whole number from 0 to :data:`MAX_DURATION_MS`.
+
+    Raises:
+        ValueError: for anything else, with a text for the client.
+    """
+    text = values[0] if len(values) == 1 else b""
+    # The length is bounded so that nobody makes us convert a book of digits.
+    if _WHOLE_NUMBER.fullmatch(text) and len(text.lstrip(b"0")) <= 7:
+        duration_ms = int(text)
+        if duration_ms <= MAX_DURATION_MS:
+            return duration_ms
+    raise ValueError(
+        f"Query parameter {QUERY_PARAMETER} must be given once, "
+        f"as a whole number of milliseconds from 0 to {MAX_DURATION_MS}"
+    )

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Creates and upgrades our tables, before anything reads them.
+
+Every process does this when it loads the module; a lock in the database makes
+the others wait for the first. Each file of ``schema/`` is one version, applied
+once and in order. Beside the version the database stores the oldest version of
+this code that can still work with it, so that during a rolling upgrade the
+processes not yet restarted keep working.
+"""
+
+from collections.abc import Iterator
+from importlib.resources import files
+from typing import Final
+
+from synapse.module_api.errors import ConfigError
+
+from synapse_sticky.seams.database import MigrationConnection
+
+COMPATIBLE_VERSION: Final = 2
+"""The oldest schema version whose code can work with the newest schema."""
+
+_VERSION_TABLE = """
+CREATE TABLE IF NOT EXISTS synapse_sticky_schema (
+    lock CHAR(1) NOT NULL DEFAULT 'X' UNIQUE,
+    version INTEGER NOT NULL,
+    compatible_version INTEGER NOT NULL,
+    CHECK (lock = 'X')
+)
+"""
+
+
+def migrate(connection: MigrationConnection) -> None:
+    """Brings our tables to the newest version, in one transaction.
+
+    Raises:
+        ConfigError: if they were written by a later version of this module
+            that this one cannot work with. Nothing is changed then.
+    """
+    scripts = dict(_scripts())
+    newest = max(scripts)
+    with connection.locked_transaction() as txn:
+        txn.execute(_VERSION_TABLE)
+        txn.execute("SELECT version, compatible_version FROM synapse_sticky_schema")
+        version, compatible_version = txn.fetchone() or (0, 0)
+        if compatible_version > newest:
+            raise ConfigError(
+                f"The tables synapse_sticky_* in the database have version {version} and need a "
+                f"synapse_sticky that knows version {compatible_version} or later; this one knows "
+                f"{newest}. Install the newer synapse_sticky again, or drop the tables: what is "
+                "lost then is only who has seen which unexpired sticky event."
+            )
+        if version >= newest:
+            return
+        for number in range(version + 1, newest + 1):
+            connection.run_script(txn, scripts[number])
+        txn.execute("DELETE FROM synapse_sticky_schema")
+        txn.execute(
+            "INSERT INTO synapse_sticky_schema (version, compatible_version) VALUES (?, ?)",
+            (newest, COMPATIBLE_VERSION),
+        )
+
+
+def _scripts() -> Iterator[tuple[int, str]]:
+    for entry in files("synapse_sticky.storage").joinpath("schema").iterdir():
+        if entry.name.endswith(".sql"):
+            yield int(entry.name.split("_")[0]), entry.read_text(encoding="utf-8")

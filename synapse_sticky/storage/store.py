@@ -1,0 +1,384 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""All SQL. What it means is told by ``indexer.py`` and ``reader.py``."""
+
+import json
+import logging
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, Final
+
+import attr
+from synapse.module_api import LoggingTransaction, ModuleApi
+
+from synapse_sticky import stickiness
+from synapse_sticky.index import EventChange, JoinChange
+from synapse_sticky.names import EVENT_KEY
+from synapse_sticky.streams import Bounds, Range, Stream
+
+logger = logging.getLogger(__name__)
+
+# Synapse stores events as JSON with plain ASCII keys. Whether the key really
+# stands at the top level is looked at afterwards.
+_EVENT_KEY_PATTERN: Final = f'%"{EVENT_KEY}"%'
+
+_EVENT_COLUMNS: Final = """
+    e.event_id, e.room_id, e.sender, e.stream_ordering, e.received_ts,
+    e.origin_server_ts, ej.json, ej.internal_metadata
+"""
+# Backfilled events: Synapse does not check them for soft failure.
+_UNCHECKED: Final = "e.stream_ordering < 0"
+_COULD_BE_STICKY: Final = """
+    e.origin_server_ts > ? AND NOT e.outlier AND e.rejection_reason IS NULL AND ej.json LIKE ?
+"""
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Candidate:
+    """A sticky event found in Synapse's tables.
+
+    Attributes:
+        stream_ordering: where the stream that it was found in has it.
+        soft_failed: Synapse has marked it so.
+        refused: by a policy server or a spam checker.
+        unchecked: Synapse never checked it against the room's current state.
+    """
+
+    event_id: str
+    room_id: str
+    sender: str
+    stream_ordering: int
+    expires_ts: int
+    soft_failed: bool
+    refused: bool
+    unchecked: bool
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Join:
+    """A user's join to a room, found in Synapse's tables."""
+
+    user_id: str
+    room_id: str
+    stream_ordering: int
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Admitted:
+    """A candidate and why it is held, or None if it is deliverable."""
+
+    candidate: Candidate
+    held_reason: str | None
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Changes:
+    """What changed in our tables, oldest first, and the last position given out."""
+
+    events: list[EventChange]
+    joins: list[JoinChange]
+    position: int
+
+
+class LostRace(Exception):
+    """Another process has given out positions since ours were read."""
+
+
+Signal = Callable[[LoggingTransaction], None]
+"""Called within a transaction that changed our tables: tells the other processes."""
+
+
+class StickyStore:
+    """Reads Synapse's tables, and reads and writes ours."""
+
+    def __init__(self, api: ModuleApi, signal: Signal) -> None:
+        self._api = api
+        self._signal = signal
+
+    # Ours.
+
+    async def get_progress(self) -> tuple[Bounds, int] | None:
+        """The scalar bounds read so far and the last position; None at first."""
+
+        def get_progress_txn(txn: LoggingTransaction) -> tuple[Bounds, int] | None:
+            txn.execute(
+                "SELECT events_stream, backfill_stream, un_partial_stated_stream, last_position "
+                "FROM synapse_sticky_progress"
+            )
+            row = txn.fetchone()
+            return (Bounds(*row[:3]), row[3]) if row else None
+
+        return await self._api.run_db_interaction("sticky_get_progress", get_progress_txn)
+
+    async def record(
+        self,
+        items: Iterable[Admitted | Join],
+        read: Bounds,
+        last_position: int | None,
+        now_ts: int,
+    ) -> int:
+        """Stores what was found and how far was read, together.
+
+        Args:
+            items: in the order in which they get their positions.
+            read: how far Synapse's streams were read to find them.
+            last_position: the last position given out, as known here; None if
+                nothing was stored yet.
+
+        Returns:
+            The last position given out now.
+
+        Raises:
+            LostRace: if it is not what was said. Nothing is stored then.
+        """
+        position = now_ts if last_position is None else last_position
+        event_rows, join_rows = [], []
+        for item in items:
+            position = max(position + 1, now_ts)
+            if isinstance(item, Admitted):
+                found = item.candidate
+                event_rows.append(
+                    (
+                        found.event_id,
+                        found.room_id,
+                        found.sender,
+                        found.expires_ts,
+                        position,
+                        position if item.held_reason is None else None,
+                        item.held_reason,
+                    )
+                )
+            else:
+                join_rows.append(
+                    (
+                        item.user_id,
+                        item.room_id,
+                        item.stream_ordering,
+                        position,
+                        now_ts + stickiness.MAX_DURATION_MS,
+                    )
+                )
+
+        def record_txn(txn: LoggingTransaction) -> None:
+            progress = (read.events, read.backfill, read.un_partial_stated, position)
+            if last_position is None:
+                txn.execute(
+                    "INSERT INTO synapse_sticky_progress (events_stream, backfill_stream, "
+                    "un_partial_stated_stream, last_position) VALUES (?, ?, ?, ?) "
+                    "ON CONFLICT (lock) DO NOTHING",
+                    progress,
+                )
+            else:
+                txn.execute(
+                    "UPDATE synapse_sticky_progress SET events_stream = ?, backfill_stream = ?, "
+                    "un_partial_stated_stream = ?, last_position = ? WHERE last_position = ?",
+                    (*progress, last_position),
+                )
+            if txn.rowcount != 1:
+                raise LostRace()
+            txn.execute_batch(
+                "INSERT INTO synapse_sticky_events "
+                "(event_id, room_id, sender, expires_ts, revision, position, held_reason) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (event_id) DO NOTHING",
+                event_rows,
+            )
+            txn.execute_batch(
+                "INSERT INTO synapse_sticky_joins "
+                "(user_id, room_id, stream_ordering, position, expires_ts) "
+                "VALUES (?, ?, ?, ?, ?) ON CONFLICT (user_id, room_id) DO UPDATE SET "
+                "stream_ordering = excluded.stream_ordering, position = excluded.position, "
+                "expires_ts = excluded.expires_ts "
+                "WHERE synapse_sticky_joins.stream_ordering < excluded.stream_ordering",
+                join_rows,
+            )
+            if event_rows or join_rows:
+                self._signal(txn)
+
+        await self._api.run_db_interaction("sticky_record", record_txn)
+        return position
+
+    async def get_changes(self, after: int, now_ts: int) -> Changes:
+        """What changed after this position. See :func:`read_changes`."""
+        return await self._api.run_db_interaction("sticky_get_changes", read_changes, after, now_ts)
+
+    async def delete_expired(self, now_ts: int) -> int:
+        """Deletes what has expired and returns how many events that were."""
+
+        def delete_expired_txn(txn: LoggingTransaction) -> int:
+            txn.execute("DELETE FROM synapse_sticky_joins WHERE expires_ts <= ?", (now_ts,))
+            txn.execute("DELETE FROM synapse_sticky_events WHERE expires_ts <= ?", (now_ts,))
+            return txn.rowcount
+
+        return await self._api.run_db_interaction("sticky_delete_expired", delete_expired_txn)
+
+    # Synapse's.
+
+    async def find_candidates(
+        self, ranges: Collection[Range], now_ts: int
+    ) -> tuple[list[Candidate], list[Join]]:
+        """The sticky events, each once, and the joins in these ranges."""
+
+        def find_candidates_txn(txn: LoggingTransaction) -> tuple[list[Candidate], list[Join]]:
+            found: list[Candidate] = []
+            joins: list[Join] = []
+            for part in ranges:
+                if part.stream is Stream.UN_PARTIAL_STATED:
+                    found += _find_un_partial_stated(txn, part, now_ts)
+                    continue
+                found += _find_events(txn, part, now_ts)
+                found += _find_ex_outliers(txn, part, now_ts)
+                if part.stream is Stream.EVENTS:
+                    joins += _find_joins(txn, part)
+            # What was found twice is unchecked if it was in either place.
+            candidates: dict[str, Candidate] = {}
+            for candidate in found:
+                if candidate.event_id not in candidates or candidate.unchecked:
+                    candidates[candidate.event_id] = candidate
+            return list(candidates.values()), joins
+
+        return await self._api.run_db_interaction("sticky_find_candidates", find_candidates_txn)
+
+    async def find_recent_candidates(self, now_ts: int) -> list[Candidate]:
+        """All events in the database that are sticky now, in stream order."""
+
+        def find_recent_candidates_txn(txn: LoggingTransaction) -> list[Candidate]:
+            txn.execute(
+                f"SELECT {_EVENT_COLUMNS}, {_UNCHECKED} OR o.event_id IS NOT NULL "
+                "FROM events AS e INNER JOIN event_json AS ej USING (event_id) "
+                "LEFT JOIN ex_outlier_stream AS o USING (event_id) "
+                f"WHERE {_COULD_BE_STICKY} ORDER BY e.stream_ordering",
+                _could_be_sticky_arguments(now_ts),
+            )
+            return _candidates(txn.fetchall(), now_ts)
+
+        return await self._api.run_db_interaction(
+            "sticky_find_recent_candidates", find_recent_candidates_txn
+        )
+
+    async def get_received_ts(self, event_id: str) -> int | None:
+        """When this server received an event, in ms since the epoch."""
+
+        def get_received_ts_txn(txn: LoggingTransaction) -> int | None:
+            txn.execute("SELECT received_ts FROM events WHERE event_id = ?", (event_id,))
+            row = txn.fetchone()
+            return row[0] if row else None
+
+        return await self._api.run_db_interaction("sticky_get_received_ts", get_received_ts_txn)
+
+
+def read_changes(txn: Any, after: int, now_ts: int) -> Changes:
+    """What changed after a position, without what has expired.
+
+    Everything, with ``after`` = 0. If the stored position is smaller than
+    ``after``, the tables were restored or dropped: the caller compares.
+    """
+    txn.execute("SELECT last_position FROM synapse_sticky_progress")
+    row = txn.fetchone()
+    txn.execute(
+        "SELECT event_id, room_id, sender, position, expires_ts FROM synapse_sticky_events "
+        "WHERE revision > ? AND expires_ts > ? ORDER BY revision",
+        (after, now_ts),
+    )
+    events = [EventChange(*row) for row in txn.fetchall()]
+    txn.execute(
+        "SELECT user_id, room_id, position, expires_ts FROM synapse_sticky_joins "
+        "WHERE position > ? AND expires_ts > ? ORDER BY position",
+        (after, now_ts),
+    )
+    joins = [JoinChange(*row) for row in txn.fetchall()]
+    return Changes(events, joins, row[0] if row else 0)
+
+
+def _find_events(txn: LoggingTransaction, part: Range, now_ts: int) -> list[Candidate]:
+    txn.execute(
+        f"SELECT {_EVENT_COLUMNS}, {_UNCHECKED} FROM events AS e "
+        "INNER JOIN event_json AS ej USING (event_id) "
+        f"WHERE {_in_range('e.stream_ordering', part)} AND {_of_writer('e', part)} "
+        f"AND {_COULD_BE_STICKY} ORDER BY e.stream_ordering",
+        (*_range_arguments(part), *_could_be_sticky_arguments(now_ts)),
+    )
+    return _candidates(txn.fetchall(), now_ts)
+
+
+def _find_ex_outliers(txn: LoggingTransaction, part: Range, now_ts: int) -> list[Candidate]:
+    txn.execute(
+        f"SELECT {_EVENT_COLUMNS}, TRUE FROM ex_outlier_stream AS o "
+        "INNER JOIN events AS e USING (event_id) INNER JOIN event_json AS ej USING (event_id) "
+        f"WHERE {_in_range('o.event_stream_ordering', part)} AND {_of_writer('o', part)} "
+        f"AND {_COULD_BE_STICKY} ORDER BY o.event_stream_ordering",
+        (*_range_arguments(part), *_could_be_sticky_arguments(now_ts)),
+    )
+    return _candidates(txn.fetchall(), now_ts)
+
+
+def _find_un_partial_stated(txn: LoggingTransaction, part: Range, now_ts: int) -> list[Candidate]:
+    txn.execute(
+        f"SELECT {_EVENT_COLUMNS}, TRUE FROM un_partial_stated_event_stream AS u "
+        "INNER JOIN events AS e USING (event_id) INNER JOIN event_json AS ej USING (event_id) "
+        f"WHERE {_in_range('u.stream_id', part)} AND u.rejection_status_changed "
+        f"AND {_COULD_BE_STICKY} ORDER BY u.stream_id",
+        (*_range_arguments(part), *_could_be_sticky_arguments(now_ts)),
+    )
+    return _candidates(txn.fetchall(), now_ts)
+
+
+def _find_joins(txn: LoggingTransaction, part: Range) -> list[Join]:
+    txn.execute(
+        "SELECT d.state_key, d.room_id, d.stream_id FROM current_state_delta_stream AS d "
+        "INNER JOIN room_memberships AS m ON m.event_id = d.event_id "
+        "LEFT JOIN room_memberships AS previous ON previous.event_id = d.prev_event_id "
+        f"WHERE {_in_range('d.stream_id', part)} AND {_of_writer('d', part)} "
+        "AND d.type = 'm.room.member' AND m.membership = 'join' "
+        "AND (previous.membership IS NULL OR previous.membership <> 'join') ORDER BY d.stream_id",
+        _range_arguments(part),
+    )
+    return [Join(*row) for row in txn.fetchall()]
+
+
+def _in_range(column: str, part: Range) -> str:
+    # Streams that count downwards have their newest row at the low end.
+    if part.end < part.start:
+        return f"{column} >= ? AND {column} < ?"
+    return f"{column} > ? AND {column} <= ?"
+
+
+def _of_writer(table: str, part: Range) -> str:
+    return "TRUE" if part.writer is None else f"{table}.instance_name = ?"
+
+
+def _range_arguments(part: Range) -> tuple[object, ...]:
+    return (part.low, part.high) if part.writer is None else (part.low, part.high, part.writer)
+
+
+def _could_be_sticky_arguments(now_ts: int) -> tuple[object, ...]:
+    return (now_ts - stickiness.MAX_DURATION_MS, _EVENT_KEY_PATTERN)
+
+
+def _candidates(rows: Sequence[tuple[Any, ...]], now_ts: int) -> list[Candidate]:
+    found = []
+    for row in rows:
+        event_id, room_id, sender, stream_ordering, received_ts, origin_ts, text, metadata = row[:8]
+        try:
+            sticky = json.loads(text).get(EVENT_KEY)
+            flags = json.loads(metadata)
+        except ValueError:
+            # What Synapse itself cannot read is no sticky event.
+            logger.warning("Cannot read the JSON of event %s; treating it as ordinary", event_id)
+            continue
+        duration_ms = stickiness.effective_duration_ms(sticky)
+        if duration_ms is None:
+            continue
+        expires_ts = stickiness.expires_ts(duration_ms, received_ts, origin_ts)
+        if expires_ts <= now_ts:
+            continue
+        found.append(
+            Candidate(
+                event_id=event_id,
+                room_id=room_id,
+                sender=sender,
+                stream_ordering=stream_ordering,
+                expires_ts=expires_ts,
+                soft_failed=bool(flags.get("soft_failed")),
+                refused=bool(flags.get("policy_server_spammy") or flags.get("spam_checker_spammy")),
+                unchecked=bool(row[8]),
+            )
+        )
+    return found
