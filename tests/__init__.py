@@ -1,0 +1,1 @@
+"""Tests of the sticky events module, against real Synapse processes."""

@@ -1,0 +1,174 @@
+"""Fixtures: the servers, users and rooms the tests work with."""
+
+import itertools
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+import pytest
+
+from tests.harness.client import Client
+from tests.harness.homeserver import Homeserver, open_homeservers
+from tests.harness.postgres import PostgresServer
+from tests.harness.redis import RedisServer
+from tests.harness.remote import RemoteServer
+
+DEPLOYMENTS = ("sqlite", "postgres", "workers")
+
+_LOG_POSITIONS = pytest.StashKey[dict[int, dict[str, int]]]()
+_LONGEST_LOG = 20_000
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that chooses the deployments."""
+    parser.addoption(
+        "--deployments",
+        default=",".join(DEPLOYMENTS),
+        help=f"the deployments to test, of {', '.join(DEPLOYMENTS)} (default: all)",
+    )
+
+
+def _chosen_deployments(config: pytest.Config) -> list[str]:
+    chosen = [name.strip() for name in config.getoption("--deployments").split(",")]
+    unknown = set(chosen) - set(DEPLOYMENTS)
+    if unknown:
+        raise pytest.UsageError(f"--deployments: there is no {', '.join(sorted(unknown))}")
+    # In a fixed order, so that a test run is the same however it was asked for.
+    return [name for name in DEPLOYMENTS if name in chosen]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that uses a deployment once on each of those chosen."""
+    if "deployment" in metafunc.fixturenames:
+        metafunc.parametrize(
+            "deployment", _chosen_deployments(metafunc.config), indirect=True, scope="session"
+        )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Note where the logs end before the test."""
+    item.stash[_LOG_POSITIONS] = {
+        id(homeserver): homeserver.log_position() for homeserver in open_homeservers()
+    }
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Attach to a failure what Synapse complained about since the test began."""
+    report = yield
+    if report.failed:
+        positions = item.stash.get(_LOG_POSITIONS, {})
+        for homeserver in open_homeservers():
+            problems = homeserver.problems_since(positions.get(id(homeserver), {}))
+            if problems:
+                title = f"Problems logged by {homeserver.server_name}"
+                report.sections.append((title, problems[-_LONGEST_LOG:]))
+    return report
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """The PostgreSQL server of this test run."""
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[RedisServer]:
+    """The Redis server of this test run."""
+    with RedisServer() as server:
+        yield server
+
+
+def _server_arguments(request: pytest.FixtureRequest, kind: str) -> dict[str, Any]:
+    """What a homeserver of that kind of deployment is made with."""
+    if kind == "sqlite":
+        return {"database": "sqlite"}
+    arguments = {"database": request.getfixturevalue("postgres").create_database()}
+    if kind == "workers":
+        arguments["workers"] = True
+        arguments["redis_port"] = request.getfixturevalue("redis").port
+    return arguments
+
+
+@pytest.fixture(scope="session")
+def deployment(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Homeserver]:
+    """A running deployment that all tests of its kind share."""
+    homeserver = Homeserver(
+        directory=tmp_path_factory.mktemp(request.param),
+        federation=True,
+        **_server_arguments(request, request.param),
+    )
+    try:
+        homeserver.start()
+        yield homeserver
+    finally:
+        homeserver.close()
+
+
+@pytest.fixture
+def homeserver(deployment: Homeserver) -> Homeserver:
+    """The shared deployment, with all of its processes running."""
+    deployment.ensure_running()
+    return deployment
+
+
+MakeHomeserver = Callable[..., Homeserver]
+
+
+@pytest.fixture
+def make_homeserver(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MakeHomeserver]:
+    """Makes a homeserver for one test alone, not started yet, and closed after the test.
+
+    `kind` is the kind of deployment; the other arguments are those of `Homeserver`. The test
+    is skipped when that kind was not chosen with `--deployments`.
+    """
+    made: list[Homeserver] = []
+    numbers = itertools.count(1)
+
+    def make(kind: str = "sqlite", **arguments: Any) -> Homeserver:
+        if kind not in _chosen_deployments(request.config):
+            pytest.skip(f"needs the deployment {kind}")
+        directory = tmp_path_factory.mktemp(f"own{next(numbers)}")
+        homeserver = Homeserver(
+            **{"directory": directory, **_server_arguments(request, kind), **arguments}
+        )
+        made.append(homeserver)
+        return homeserver
+
+    yield make
+    for homeserver in made:
+        homeserver.close()
+
+
+@pytest.fixture
+def remote() -> Iterator[RemoteServer]:
+    """A server of the tests' own, elsewhere in the federation."""
+    with RemoteServer() as server:
+        yield server
+
+
+@pytest.fixture
+def alice(homeserver: Homeserver) -> Client:
+    """A new user."""
+    return homeserver.register()
+
+
+@pytest.fixture
+def bob(homeserver: Homeserver) -> Client:
+    """Another new user."""
+    return homeserver.register()
+
+
+@pytest.fixture
+def room(alice: Client, bob: Client) -> str:
+    """A public room that alice has created and bob has joined."""
+    room_id = alice.create_room(preset="public_chat")
+    bob.join(room_id)
+    return room_id
