@@ -5,7 +5,7 @@
 in which rooms they look; what they share is here.
 """
 
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Set
 
 import attr
 
@@ -17,7 +17,7 @@ from synapse_sticky.seams.events import (
     event_of,
     sticky_duration_ms,
 )
-from synapse_sticky.section import next_page_end
+from synapse_sticky.section import first_due_with, next_page_end
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -32,6 +32,10 @@ class Sections:
 
     by_room: Mapping[str, list[ClientEvent]]
     position: int
+
+
+Covered = Callable[[str | None, int], bool]
+"""Whether a response's timelines go as far as to (instance name, stream ordering)."""
 
 
 class Delivery:
@@ -88,6 +92,7 @@ class Delivery:
         rooms: Set[str],
         since: int,
         shown: Set[str],
+        covered: Covered,
         limit: int,
         anew: Collection[str] = (),
     ) -> Sections:
@@ -97,13 +102,20 @@ class Delivery:
             rooms: joined rooms to look into.
             since: the client's position, as of :meth:`resolve_since`.
             shown: event IDs in this response's timelines.
+            covered: whether this response's timelines go as far as to what one
+                writer has at a stream ordering. What lies beyond is left to the
+                next response: its timelines may show it.
             limit: how many events at most. What a join made due all at once may
                 exceed it.
             anew: rooms whose events up to ``since`` are to be handed out too.
         """
         index, now_ts = self._reader.index, self._reader.now_ts()
         position = index.position
-        due = index.due(user_id, rooms, since, now_ts) if position > since else []
+        for join in index.joins_after(user_id, since):
+            if not covered(join.instance_name, join.stream_ordering):
+                position = join.position - 1
+                break
+        due = [d for d in index.due(user_id, rooms, since, now_ts) if d.position <= position]
         due_ids = {d.event.event_id for d in due} if anew else set()
         behind = [
             event
@@ -130,10 +142,25 @@ class Delivery:
         while end < len(due) and room_for > 0:
             start, end = end, next_page_end(due, end, room_for)
             page = await self._visible(user_id, [d.event for d in due[start:end]], skipped)
+            uncovered = {
+                event.event_id
+                for event in map(event_of, page)
+                if not covered(
+                    event.internal_metadata.instance_name,
+                    event.internal_metadata.stream_ordering or 0,
+                )
+            }
+            if uncovered:
+                end = first_due_with(due, uncovered)
+                allowed = {d.event.event_id for d in due[start:end]}
+                found += [e for e in page if event_of(e).event_id in allowed]
+                break
             found += page
             room_for -= len(page)
         if end < len(due):
-            position = due[end - 1].position
+            # Not the position of the last one handed out: what was skipped since
+            # then is done with.
+            position = due[end].position - 1
         by_room: dict[str, list[ClientEvent]] = {}
         for client_event in found:
             by_room.setdefault(event_of(client_event).room_id, []).append(client_event)

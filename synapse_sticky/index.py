@@ -49,13 +49,16 @@ class JoinChange:
     """What the store says of one local user's newest join to a room.
 
     Everything in the room that is older than ``position`` became deliverable to
-    this user there. After ``expires_ts`` nothing that old can be sticky.
+    this user there. After ``expires_ts`` nothing that old can be sticky. The
+    join itself is at ``stream_ordering`` in what ``instance_name`` has written.
     """
 
     user_id: str
     room_id: str
     position: int
     expires_ts: int
+    stream_ordering: int
+    instance_name: str | None
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -119,6 +122,11 @@ class StickyIndex:
         join = self._joins.get(user_id, {}).get(room_id)
         return join.position if join else 0
 
+    def joins_after(self, user_id: str, position: int) -> list[JoinChange]:
+        """This user's joins after a position that matter, oldest first."""
+        joins = (j for j in self._joins.get(user_id, {}).values() if j.position > position)
+        return sorted(joins, key=lambda join: join.position)
+
     def apply(
         self, events: Iterable[EventChange], joins: Iterable[JoinChange], position: int
     ) -> None:
@@ -156,9 +164,9 @@ class StickyIndex:
             since: the position that the client has read up to.
         """
         joined_since = {
-            room_id: join.position
-            for room_id, join in self._joins.get(user_id, {}).items()
-            if join.position > since and room_id in rooms
+            join.room_id: join.position
+            for join in self.joins_after(user_id, since)
+            if join.room_id in rooms
         }
         first = bisect_right(self._log, since, key=_position)
         if len(self._log) - first <= len(rooms):

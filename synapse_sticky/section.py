@@ -6,7 +6,8 @@ oldest first. Only what a join (or a room newly matched) made due all at once
 stays together, and may exceed the limit, which the MSC allows.
 """
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Sequence, Set
 from typing import Final
 
 from synapse_sticky.index import Due
@@ -25,3 +26,11 @@ def next_page_end(due: Sequence[Due], start: int, limit: int) -> int:
     while start < end < len(due) and due[end].position == due[end - 1].position:
         end += 1
     return end
+
+
+def first_due_with(due: Sequence[Due], event_ids: Set[str]) -> int:
+    """The first index of a position at which one of these events is due."""
+    for d in due:
+        if d.event.event_id in event_ids:
+            return bisect_left(due, d.position, key=lambda other: other.position)
+    return len(due)

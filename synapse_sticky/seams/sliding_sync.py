@@ -31,6 +31,7 @@ from synapse_sticky.names import SLIDING_SYNC_EXTENSION
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.classes import use_instead
 from synapse_sticky.seams.events import ClientEvent, EventSource, event_of
+from synapse_sticky.seams.streams import covered_by
 from synapse_sticky.section import MAX_EVENTS
 from synapse_sticky.tokens import Since
 
@@ -186,6 +187,7 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
             rooms,
             position,
             shown={event_of(event).event_id for event in shown},
+            covered=covered_by(result.next_pos.stream_token),
             limit=request.limit,
             anew=anew,
         )

@@ -158,6 +158,17 @@ def position_of(token: StreamToken | None) -> int:
     return clamp_position(token.groups_key) if token else 0
 
 
+def covered_by(token: StreamToken) -> Callable[[str | None, int], bool]:
+    """Whether timelines up to a token go as far as to what one writer has written."""
+
+    def covered(instance_name: str | None, stream_ordering: int) -> bool:
+        # What was written before there were several writers has no name.
+        written_by = instance_name or "master"
+        return stream_ordering <= token.room_key.get_stream_pos_for_instance(written_by)
+
+    return covered
+
+
 def with_position(token: StreamToken, position: int) -> StreamToken:
     """The token with another position."""
     if token.groups_key == position:

@@ -23,7 +23,7 @@ from synapse_sticky.names import SYNC_SECTION
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.classes import use_instead
 from synapse_sticky.seams.events import ClientEvent, EventSource, event_of
-from synapse_sticky.seams.streams import position_of, with_position
+from synapse_sticky.seams.streams import covered_by, position_of, with_position
 
 
 @attr.s(slots=True, auto_attribs=True, kw_only=True)
@@ -104,6 +104,7 @@ class StickySyncHandler(sync.SyncHandler):
                 _rooms_of_interest(builder),
                 since,
                 shown={event_of(event).event_id for event in shown},
+                covered=covered_by(builder.now_token),
                 limit=self._sticky_limit,
                 anew=anew,
             )

@@ -59,6 +59,7 @@ class Join:
     user_id: str
     room_id: str
     stream_ordering: int
+    instance_name: str | None
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -152,6 +153,7 @@ class StickyStore:
                         item.user_id,
                         item.room_id,
                         item.stream_ordering,
+                        item.instance_name,
                         position,
                         now_ts + stickiness.MAX_DURATION_MS,
                     )
@@ -182,9 +184,10 @@ class StickyStore:
             )
             txn.execute_batch(
                 "INSERT INTO synapse_sticky_joins "
-                "(user_id, room_id, stream_ordering, position, expires_ts) "
-                "VALUES (?, ?, ?, ?, ?) ON CONFLICT (user_id, room_id) DO UPDATE SET "
-                "stream_ordering = excluded.stream_ordering, position = excluded.position, "
+                "(user_id, room_id, stream_ordering, instance_name, position, expires_ts) "
+                "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (user_id, room_id) DO UPDATE SET "
+                "stream_ordering = excluded.stream_ordering, "
+                "instance_name = excluded.instance_name, position = excluded.position, "
                 "expires_ts = excluded.expires_ts "
                 "WHERE synapse_sticky_joins.stream_ordering < excluded.stream_ordering",
                 join_rows,
@@ -279,7 +282,8 @@ def read_changes(txn: Any, after: int, now_ts: int) -> Changes:
     )
     events = [EventChange(*row) for row in txn.fetchall()]
     txn.execute(
-        "SELECT user_id, room_id, position, expires_ts FROM synapse_sticky_joins "
+        "SELECT user_id, room_id, position, expires_ts, stream_ordering, instance_name "
+        "FROM synapse_sticky_joins "
         "WHERE position > ? AND expires_ts > ? ORDER BY position",
         (after, now_ts),
     )
@@ -322,7 +326,8 @@ def _find_un_partial_stated(txn: LoggingTransaction, part: Range, now_ts: int) -
 
 def _find_joins(txn: LoggingTransaction, part: Range) -> list[Join]:
     txn.execute(
-        "SELECT d.state_key, d.room_id, d.stream_id FROM current_state_delta_stream AS d "
+        "SELECT d.state_key, d.room_id, d.stream_id, d.instance_name "
+        "FROM current_state_delta_stream AS d "
         "INNER JOIN room_memberships AS m ON m.event_id = d.event_id "
         "LEFT JOIN room_memberships AS previous ON previous.event_id = d.prev_event_id "
         f"WHERE {_in_range('d.stream_id', part)} AND {_of_writer('d', part)} "

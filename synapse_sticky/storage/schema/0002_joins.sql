@@ -7,6 +7,7 @@ CREATE TABLE synapse_sticky_joins (
     user_id TEXT NOT NULL,
     room_id TEXT NOT NULL,
     stream_ordering BIGINT NOT NULL,
+    instance_name TEXT,
     position BIGINT NOT NULL,
     expires_ts BIGINT NOT NULL,
     PRIMARY KEY (user_id, room_id)
