@@ -50,7 +50,7 @@ def test_six_senders_lose_nothing(homeserver: Homeserver) -> None:
 
 # C3, C6, D1: the cursors
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sqlite", "postgres", "workers"])
+@pytest.mark.parametrize("kind", ["sqlite", "workers"])
 def test_kills_lose_nothing(make_homeserver: MakeHomeserver, kind: str) -> None:
     """Every acknowledged event is delivered, though processes are killed at random moments."""
     homeserver = make_homeserver(kind)

@@ -1,0 +1,365 @@
+"""Sticky events that another server wrote: well-formed or not, in time or not, by any way in."""
+
+import threading
+import time
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import MakeHomeserver
+from tests.harness.client import Client
+from tests.harness.event_format import Event
+from tests.harness.homeserver import Homeserver
+from tests.harness.remote import RemoteServer
+from tests.harness.wait import eventually
+from tests.support import (
+    EVENT_KEY,
+    HOUR_MS,
+    Followed,
+    follow,
+    ids,
+    now_ms,
+    remaining_ms,
+    sticky_in,
+    text,
+)
+
+ROWS = "SELECT held_reason, position FROM synapse_sticky_events WHERE event_id = ?"
+# No timelines: what is delivered is in the section.
+NO_TIMELINE = {"room": {"timeline": {"types": ["org.example.nothing"]}}}
+
+# What canonical JSON of today's room versions can say.
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(min_value=-(2**53) + 1, max_value=2**53 - 1)
+    | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+stickiness_values = json_values | st.fixed_dictionaries(
+    {"duration_ms": json_values}, optional={"extra": json_values}
+)
+
+
+def sticky(duration_ms: Any = HOUR_MS) -> dict[str, Any]:
+    """The top-level key of a sticky event."""
+    return {EVENT_KEY: {"duration_ms": duration_ms}}
+
+
+def section_ids(reader: Client, room: str) -> list[str]:
+    """The IDs in the section of an initial sync that has no timeline."""
+    return ids(sticky_in(reader.sync(filter=NO_TIMELINE), room))
+
+
+def is_stored(homeserver: Homeserver, event: Event) -> bool:
+    """Whether the homeserver has an event, be it as an outlier."""
+    return bool(homeserver.query("SELECT 1 FROM events WHERE event_id = ?", event.event_id))
+
+
+# E2
+def test_any_stickiness_is_harmless(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """Whatever a server writes as stickiness: what is invalid is ordinary, and nothing breaks."""
+    room = alice.create_room(preset="public_chat", room_version="10")
+    carol = remote.join(homeserver, room, "carol")
+
+    @settings(
+        max_examples=8,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.lists(stickiness_values, min_size=10, max_size=10))
+    def check(values: list[Any]) -> None:
+        position = homeserver.log_position()
+        events = [
+            remote.create_event(room, "m.room.message", text("?"), carol, **{EVENT_KEY: value})
+            for value in values
+        ]
+        answer = remote.send(events)
+        assert all("error" not in result for result in answer["pdus"].values())
+        last = remote.send_event(room, carol, **sticky())
+        valid = [
+            event.event_id
+            for event, value in zip(events, values, strict=True)
+            if isinstance(value, dict)
+            and type(duration_ms := value.get("duration_ms")) is int
+            and duration_ms > 60_000
+        ]
+        invalid = [
+            event.event_id
+            for event, value in zip(events, values, strict=True)
+            if not isinstance(value, dict)
+            or type(duration_ms := value.get("duration_ms")) is not int
+            or duration_ms <= 0
+        ]
+        eventually(lambda: last.event_id in section_ids(alice, room), what="the next valid one")
+        delivered = section_ids(alice, room)
+        assert set(valid) <= set(delivered)
+        assert not set(invalid) & set(delivered)
+        for event_id in invalid:
+            assert remaining_ms(alice.event(room, event_id)) is None
+        assert "Traceback" not in homeserver.log_since(position)
+
+    check()
+
+
+# E2, E7: what only old room versions allow
+def test_numbers_of_any_size(homeserver: Homeserver, alice: Client, remote: RemoteServer) -> None:
+    """Numbers beyond 64 bits, and fractions, in durations and times do no harm."""
+    room = remote.create_room("carol", "1")
+    carol = remote.user_id("carol")
+    durations = [2**70, -(2**70), 1.5, 1e300, 3.6e6, True, 10**400]
+    events = [remote.send_event(room, carol, **sticky(duration)) for duration in durations]
+    times = [
+        remote.send_event(room, carol, origin_server_ts=origin, **sticky())
+        for origin in (2**62, 0, -5)
+    ]
+    valid = remote.send_event(room, carol, **sticky(600_000))
+    alice.join(room, via=[remote.server_name])
+    eventually(
+        lambda: alice.messages(room, limit=50) and valid.event_id in section_ids(alice, room),
+        timeout_s=20,
+        what="the backfilled event",
+    )
+    delivered = section_ids(alice, room)
+    expected = {events[0].event_id, events[6].event_id, times[0].event_id, valid.event_id}
+    assert set(delivered) == expected
+    for event_id in (events[0].event_id, times[0].event_id):
+        assert 0 < (remaining_ms(alice.event(room, event_id)) or 0) <= HOUR_MS
+
+
+# E1, E7
+def test_future_events_count_from_receipt(
+    make_homeserver: MakeHomeserver, remote: RemoteServer
+) -> None:
+    """A time in the future does not prolong stickiness, also after a restart."""
+    homeserver = make_homeserver("sqlite", federation=True)
+    homeserver.start()
+    alice = homeserver.register()
+    room = alice.create_room(preset="public_chat")
+    carol = remote.join(homeserver, room, "carol")
+    before = now_ms()
+    event = remote.send_event(
+        room, carol, origin_server_ts=before + 10 * HOUR_MS, **sticky(600_000)
+    )
+    eventually(lambda: event.event_id in section_ids(alice, room))
+    first = remaining_ms(alice.event(room, event.event_id)) or 0
+    latest = now_ms()
+    assert 600_000 - (latest - before) <= first <= 600_000
+    homeserver.restart()
+    (again,) = sticky_in(alice.sync(filter=NO_TIMELINE), room)
+    expected = first - (now_ms() - latest)
+    assert abs((remaining_ms(again) or 0) - expected) < 2_000
+
+
+# E1
+def test_late_events_count_from_their_time(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """What was under way for a while is sticky for as much less, or not at all."""
+    room = alice.create_room(preset="public_chat")
+    carol = remote.join(homeserver, room, "carol")
+    old = remote.send_event(room, carol, origin_server_ts=now_ms() - 600_000, **sticky(900_000))
+    too_old = remote.send_event(room, carol, origin_server_ts=now_ms() - 600_000, **sticky(590_000))
+    last = remote.send_event(room, carol, **sticky())
+    eventually(lambda: last.event_id in section_ids(alice, room))
+    delivered = {e["event_id"]: e for e in sticky_in(alice.sync(filter=NO_TIMELINE), room)}
+    assert 270_000 < (remaining_ms(delivered[old.event_id]) or 0) <= 300_000
+    assert too_old.event_id not in delivered
+    assert remaining_ms(alice.event(room, too_old.event_id)) is None
+
+
+# S6
+def test_sticky_state_event(homeserver: Homeserver, alice: Client, remote: RemoteServer) -> None:
+    """A state event of another server can be sticky like any other."""
+    room = alice.create_room(
+        preset="public_chat", room_version="10", power_level_content_override={"state_default": 0}
+    )
+    carol = remote.join(homeserver, room, "carol")
+    topic = remote.send_event(room, carol, {"topic": "x"}, "m.room.topic", "", **sticky())
+    eventually(lambda: topic.event_id in section_ids(alice, room))
+
+
+# E5
+def test_redaction_before_its_target(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """An event whose redaction is here first is never sticky."""
+    room = alice.create_room(preset="public_chat", room_version="10")
+    carol = remote.join(homeserver, room, "carol")
+    target = remote.create_event(room, "m.room.message", text("taken back"), carol, **sticky())
+    remote.send_event(room, carol, {}, "m.room.redaction", redacts=target.event_id)
+    remote.send(target)
+    last = remote.send_event(room, carol, **sticky())
+    eventually(lambda: last.event_id in section_ids(alice, room))
+    assert is_stored(homeserver, target)
+    assert section_ids(alice, room) == [last.event_id]
+    assert remaining_ms(alice.event(room, target.event_id)) is None
+
+
+# E5
+def test_redaction_that_is_not_accepted(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """Another server's user without power cannot end stickiness by a redaction."""
+    room = alice.create_room(preset="public_chat", room_version="10")
+    carol = remote.join(homeserver, room, "carol")
+    event_id = alice.send(room, text("stays"), sticky_ms=HOUR_MS)
+    remote.wait_for(event_id)
+    redaction = remote.send_event(room, carol, {}, "m.room.redaction", redacts=event_id)
+    eventually(lambda: is_stored(homeserver, redaction))
+    eventually(lambda: section_ids(alice, room) == [event_id])
+    assert remaining_ms(alice.event(room, event_id))
+
+
+# K1: a soft-failed event is recorded and held
+def test_soft_failed_event_is_held(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """What the current state does not authorise is kept, with the reason, and not delivered."""
+    room = alice.create_room(preset="public_chat")
+    carol = remote.join(homeserver, room, "carol")
+    before = remote.send_event(room, carol)
+    eventually(lambda: is_stored(homeserver, before))
+    alice.ban(room, carol)
+    late = remote.send_event(room, carol, prev_events=[before], **sticky())
+    eventually(lambda: homeserver.query(ROWS, late.event_id) == [("soft_failed", None)])
+    own = alice.send(room, sticky_ms=HOUR_MS)
+    eventually(lambda: own in section_ids(alice, room))
+    assert section_ids(alice, room) == [own]
+
+
+def _join_with_history(
+    homeserver: Homeserver, reader: Client, remote: RemoteServer, *, ban_author: bool
+) -> tuple[str, Event]:
+    """Joins a room of the remote's, in which somebody has sent a sticky event before."""
+    room = remote.create_room("carol", "10")
+    carol, dave = remote.user_id("carol"), remote.user_id("dave")
+    remote.send_event(room, dave, {"membership": "join"}, "m.room.member", dave)
+    event = remote.send_event(room, dave, **sticky())
+    if ban_author:
+        remote.send_event(room, carol, {"membership": "ban"}, "m.room.member", dave)
+    remote.send_event(room, carol)
+    reader.join(room, via=[remote.server_name])
+    return room, event
+
+
+# K3
+def test_backfilled_event_is_delivered(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """What arrives by backfill counts as much as what is sent."""
+    room, event = _join_with_history(homeserver, alice, remote, ban_author=False)
+    since = alice.sync()["next_batch"]
+    alice.messages(room, limit=50)
+    eventually(lambda: is_stored(homeserver, event), what="the event by backfill")
+    followed = follow(alice, since, until=lambda f: event.event_id in f.sticky(room))
+    assert followed.seen(room).count(event.event_id) == 1
+
+
+# K1, K3
+def test_backfill_lets_no_banned_user_in(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """A backfilled event of a user who is banned by now is held."""
+    room, event = _join_with_history(homeserver, alice, remote, ban_author=True)
+    alice.messages(room, limit=50)
+    eventually(lambda: homeserver.query(ROWS, event.event_id) == [("soft_failed", None)])
+    own = alice.send(room, sticky_ms=HOUR_MS)
+    eventually(lambda: own in section_ids(alice, room))
+    assert section_ids(alice, room) == [own]
+
+
+# K3
+def test_missing_event_is_delivered(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """What arrives because a later event refers to it counts as much as what is sent."""
+    room = alice.create_room(preset="public_chat")
+    carol = remote.join(homeserver, room, "carol")
+    since = alice.sync()["next_batch"]
+    missing = remote.create_event(room, "m.room.message", text("missing"), carol, **sticky())
+    remote.remember(missing)
+    remote.send_event(room, carol)
+    followed = follow(
+        alice, since, until=lambda f: missing.event_id in f.seen(room), filter=NO_TIMELINE
+    )
+    assert followed.sticky(room) == [missing.event_id]
+
+
+# K3
+def test_former_outlier_is_delivered(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """An event that was known as somebody's authority first is delivered once it is accepted."""
+    room = remote.create_room("carol", "10")
+    carol, dave = remote.user_id("carol"), remote.user_id("dave")
+    # Dave's join is sticky. Who joins later learns it with the state of the room: an outlier.
+    join = remote.send_event(room, dave, {"membership": "join"}, "m.room.member", dave, **sticky())
+    remote.send_event(room, carol)
+    alice.join(room, via=[remote.server_name])
+    outlier = "SELECT outlier FROM events WHERE event_id = ?"
+    ((was_outlier,),) = eventually(lambda: homeserver.query(outlier, join.event_id))
+    assert was_outlier
+    assert section_ids(alice, room) == []
+    alice.messages(room, limit=50)
+    eventually(lambda: not homeserver.query(outlier, join.event_id)[0][0], what="its acceptance")
+    eventually(lambda: section_ids(alice, room) == [join.event_id])
+
+
+# K1
+def test_refused_event_is_never_delivered(
+    make_homeserver: MakeHomeserver, remote: RemoteServer
+) -> None:
+    """What a spam checker refuses has lost its stickiness."""
+    modules = [
+        {"module": "tests.spam_checker.RefuseSpam", "config": {}},
+        {"module": "synapse_sticky.StickyEventsModule", "config": {}},
+    ]
+    homeserver = make_homeserver("sqlite", federation=True, extra_config={"modules": modules})
+    homeserver.start()
+    alice = homeserver.register()
+    room = alice.create_room(preset="public_chat")
+    carol = remote.join(homeserver, room, "carol")
+    spam = remote.send_event(room, carol, text("spam"), **sticky())
+    good = remote.send_event(room, carol, text("good"), **sticky())
+    eventually(lambda: good.event_id in section_ids(alice, room))
+    assert is_stored(homeserver, spam)
+    assert section_ids(alice, room) == [good.event_id]
+
+
+# C6
+def test_late_deliverable_event_wakes(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """A long-poll wakes for an event that was in the database long before: a former outlier."""
+    room, event = _join_with_history(homeserver, alice, remote, ban_author=False)
+    other = alice.second_device()
+    since = alice.sync(filter=NO_TIMELINE)["next_batch"]
+    followed: list[Followed] = []
+
+    def read_on() -> None:
+        found = follow(
+            alice,
+            since,
+            until=lambda f: event.event_id in f.sticky(room),
+            filter=NO_TIMELINE,
+            timeout_ms=60_000,
+            timeout_s=60,
+        )
+        followed.append(found)
+
+    reading = threading.Thread(target=read_on)
+    started = time.monotonic()
+    reading.start()
+    other.messages(room, limit=50)
+    reading.join()
+    assert followed[0].sticky(room) == [event.event_id]
+    # No single long-poll slept through it.
+    assert time.monotonic() - started < 40
