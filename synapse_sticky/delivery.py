@@ -82,6 +82,11 @@ class Delivery:
         smaller, larger = sorted((self._reader.index.rooms.keys(), rooms), key=len)
         return [room_id for room_id in smaller if room_id in larger]
 
+    def rooms_due(self, user_id: str, rooms: Set[str], since: int, until: int) -> set[str]:
+        """Those of these rooms in which something is due after one position, up to another."""
+        due = self._reader.index.due(user_id, rooms, since, self._reader.now_ts())
+        return {d.event.room_id for d in due if d.position <= until}
+
     async def resolve_since(self, since: int) -> int:
         """See :meth:`IndexReader.resolve_since`."""
         return await self._reader.resolve_since(since)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, Final, cast
 
 from synapse import visibility
+from synapse.api.constants import Membership
 from synapse.events import EventBase
 from synapse.events import utils as events_utils
 from synapse.module_api import ModuleApi
@@ -47,7 +48,7 @@ class EventSource:
         self._store: Any = hs.get_datastores().main
         self._storage = hs.get_storage_controllers()
         self._serializer = hs.get_event_client_serializer()
-        for method in ("get_events_as_list", "ignored_users", "get_rooms_for_user"):
+        for method in ("get_event", "get_events_as_list", "ignored_users"):
             require(self._store, method)
         require(self._serializer, "serialize_events", "events", "time_now", "config")
         self._clock = hs.get_clock()
@@ -56,6 +57,15 @@ class EventSource:
         """The senders whom a user does not want to hear."""
         ignored: frozenset[str] = await self._store.ignored_users(user_id)
         return ignored
+
+    async def is_first_join(self, event_id: str) -> bool:
+        """Whether a join does not just replace another join of the same user."""
+        event = await self._store.get_event(event_id, allow_none=True)
+        replaced_id = event.unsigned.get("replaces_state") if event else None
+        if replaced_id is None:
+            return event is not None
+        replaced = await self._store.get_event(replaced_id, allow_none=True)
+        return replaced is None or replaced.membership != Membership.JOIN
 
     async def visible_sticky_events(
         self, user_id: str, event_ids: Sequence[str]

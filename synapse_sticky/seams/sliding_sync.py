@@ -150,6 +150,7 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
         super().__init__(hs)
         self.room_lists = StickyRoomLists(hs)
         self._delivery = delivery
+        self._events = EventSource(hs)
 
     async def current_sync_for_user(
         self, sync_config: Any, to_token: Any, from_token: Any = None
@@ -177,9 +178,10 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
         if position != since.position:
             since = Since(position)
         rooms = MatchedJoinedRooms(interested)
-        anew = await self._delivery.catch_up_with_joins(
-            user_id, interested.newly_joined_rooms, position
+        await self._delivery.catch_up_with_joins(
+            user_id, await self._real_joins(interested), position
         )
+        anew: list[str] = []
         if since.unmatched:
             anew += filter(since.was_unmatched, self._delivery.rooms_with_events(rooms))
         sections = await self._delivery.sections(
@@ -193,21 +195,40 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
         )
         next_batch = since
         if anew or sections.position > position:
-            next_batch = Since.create(sections.position, self._unmatched(interested))
+            unmatched = self._unmatched(user_id, interested, since, sections.position)
+            next_batch = Since.create(sections.position, unmatched)
         return StickyExtensions.create(
             result.extensions,
             sections.by_room,
             next_batch if next_batch != request.since else None,
         )
 
-    def _unmatched(self, interested: room_lists.SlidingSyncInterestedRooms) -> list[str]:
-        """Rooms with sticky events that the user is in and the request does not match."""
-        memberships = interested.room_membership_for_user_map
+    async def _real_joins(self, interested: room_lists.SlidingSyncInterestedRooms) -> list[str]:
+        """The rooms newly joined, without those where a member has only a new name or avatar."""
         return [
+            room_id
+            for room_id in self._delivery.rooms_with_events(interested.newly_joined_rooms)
+            if (room := interested.room_membership_for_user_map.get(room_id))
+            and room.event_id is not None
+            and await self._events.is_first_join(room.event_id)
+        ]
+
+    def _unmatched(
+        self,
+        user_id: str,
+        interested: room_lists.SlidingSyncInterestedRooms,
+        since: Since,
+        position: int,
+    ) -> set[str]:
+        """Joined rooms that the request does not match, and that the new position leaves behind."""
+        memberships = interested.room_membership_for_user_map
+        rooms = {
             room_id
             for room_id in self._delivery.rooms_with_events(memberships.keys())
             if room_id not in interested.all_rooms and _is_joined(interested, room_id)
-        ]
+        }
+        passed_over = self._delivery.rooms_due(user_id, rooms, since.position, position)
+        return passed_over | set(filter(since.was_unmatched, rooms))
 
 
 class MatchedJoinedRooms(Set[str]):
