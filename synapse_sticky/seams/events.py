@@ -21,7 +21,7 @@ from synapse_sticky.names import EVENT_KEY, REMAINING_KEY
 from synapse_sticky.seams.checks import require
 
 ClientEvent = Any
-"""What Synapse's visibility filter returns: an event before 1.157, and from
+"""What Synapse's visibility filter returns: an event before 1.152, and from
 then on an event with the user's membership at that time."""
 
 _NOTHING: Final[JsonDict] = {}

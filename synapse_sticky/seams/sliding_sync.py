@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Sliding Sync: the extension of MSC4480.
 
-Synapse's servlet does not know the extension before 1.157 and from then on
+Synapse's servlet does not know the extension before 1.156 and from then on
 checks it by its own rules. So ours takes the extension out of the request
 before Synapse reads it, and puts the answer into the response; in between it
 travels in a context variable, from the servlet to the handler.
