@@ -5,11 +5,11 @@
 in which rooms they look; what they share is here.
 """
 
-from collections.abc import Callable, Collection, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 
 import attr
 
-from synapse_sticky.index import StickyEvent
+from synapse_sticky.index import Due, StickyEvent
 from synapse_sticky.reader import IndexReader
 from synapse_sticky.seams.events import (
     ClientEvent,
@@ -139,14 +139,30 @@ class Delivery:
         }
         found = await self._visible(user_id, behind, skipped)
         due = [d for d in due if d.event.event_id not in skipped]
-        # What turns out not to be visible does not use up the limit: a page of
-        # such events would be an empty answer, and a long-poll would sleep on it
-        # although there is more.
-        room_for = limit
+        pages, end = await self._pages(user_id, due, covered, limit)
+        if end < len(due):
+            # Not the position of the last one handed out: what was skipped since
+            # then is done with.
+            position = due[end].position - 1
+        by_room: dict[str, list[ClientEvent]] = {}
+        for client_event in found + pages:
+            by_room.setdefault(event_of(client_event).room_id, []).append(client_event)
+        return Sections(by_room, position)
+
+    async def _pages(
+        self, user_id: str, due: Sequence[Due], covered: Covered, limit: int
+    ) -> tuple[list[ClientEvent], int]:
+        """Visible events, in order, and the index up to which they were looked for.
+
+        What turns out not to be visible does not use up the limit: a page of such
+        events would be an empty answer, and a long-poll would sleep on it although
+        there is more.
+        """
+        found: list[ClientEvent] = []
         end = 0
-        while end < len(due) and room_for > 0:
-            start, end = end, next_page_end(due, end, room_for)
-            page = await self._visible(user_id, [d.event for d in due[start:end]], skipped)
+        while end < len(due) and len(found) < limit:
+            start, end = end, next_page_end(due, end, limit - len(found))
+            page = await self._visible(user_id, [d.event for d in due[start:end]])
             uncovered = {
                 event.event_id
                 for event in map(event_of, page)
@@ -157,22 +173,13 @@ class Delivery:
             }
             if uncovered:
                 end = first_due_with(due, uncovered)
-                allowed = {d.event.event_id for d in due[start:end]}
-                found += [e for e in page if event_of(e).event_id in allowed]
-                break
+                before = {d.event.event_id for d in due[start:end]}
+                return found + [e for e in page if event_of(e).event_id in before], end
             found += page
-            room_for -= len(page)
-        if end < len(due):
-            # Not the position of the last one handed out: what was skipped since
-            # then is done with.
-            position = due[end].position - 1
-        by_room: dict[str, list[ClientEvent]] = {}
-        for client_event in found:
-            by_room.setdefault(event_of(client_event).room_id, []).append(client_event)
-        return Sections(by_room, position)
+        return found, end
 
     async def _visible(
-        self, user_id: str, events: Collection[StickyEvent], skipped: Set[str]
+        self, user_id: str, events: Collection[StickyEvent], skipped: Set[str] = frozenset()
     ) -> list[ClientEvent]:
         event_ids = [event.event_id for event in events if event.event_id not in skipped]
         if not event_ids:

@@ -31,7 +31,7 @@ from synapse_sticky.names import SLIDING_SYNC_EXTENSION
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.classes import use_instead
 from synapse_sticky.seams.events import ClientEvent, EventSource, event_of
-from synapse_sticky.seams.streams import covered_by
+from synapse_sticky.seams.streams import covered_by, with_position
 from synapse_sticky.section import MAX_EVENTS
 from synapse_sticky.tokens import Since
 
@@ -109,6 +109,14 @@ def check() -> None:
     """Refuses to start if Synapse's Sliding Sync has changed."""
     require(
         sliding_sync.SlidingSyncHandler,
+        "wait_for_sync_for_user",
+        "requester",
+        "sync_config",
+        "from_token",
+        "timeout_ms",
+    )
+    require(
+        sliding_sync.SlidingSyncHandler,
         "current_sync_for_user",
         "sync_config",
         "to_token",
@@ -151,6 +159,20 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
         self.room_lists = StickyRoomLists(hs)
         self._delivery = delivery
         self._events = EventSource(hs)
+
+    async def wait_for_sync_for_user(
+        self, requester: Any, sync_config: Any, from_token: Any = None, timeout_ms: int = 0
+    ) -> tuple[SlidingSyncResult, bool]:
+        request = _current_request.get()
+        if request is not None and from_token is not None:
+            # Early releases compute nothing before they wait if the token is the
+            # current one. What the client has read of ours, only `since` says.
+            since = request.since or Since(0)
+            position = 0 if since.unmatched else since.position
+            from_token = attr.evolve(
+                from_token, stream_token=with_position(from_token.stream_token, position)
+            )
+        return await super().wait_for_sync_for_user(requester, sync_config, from_token, timeout_ms)
 
     async def current_sync_for_user(
         self, sync_config: Any, to_token: Any, from_token: Any = None
