@@ -23,7 +23,10 @@ from synapse_sticky.seams.streams import (
     carry_position,
     on_stream_change,
 )
-from synapse_sticky.seams.visibility import lift_history_visibility
+from synapse_sticky.seams.visibility import (
+    filter_bundled_aggregations,
+    lift_history_visibility,
+)
 from synapse_sticky.storage.migrations import migrate
 from synapse_sticky.storage.store import Changes, StickyStore, read_changes
 
@@ -60,6 +63,7 @@ class StickyEventsModule:
         carry_position(hs, lambda: reader.index.position)
         events.add_remaining_time(api, hs, reader.expires_ts)
         lift_history_visibility(hs, reader.is_sticky)
+        filter_bundled_aggregations(hs, reader.is_sticky)
         sending.install()
         sync.install(delivery, config.max_events_per_sync)
         sliding_sync.install(delivery)

@@ -4,10 +4,15 @@
 MSC4354: "History visibility checks MUST NOT be applied to sticky events", on
 any endpoint. All of Synapse's endpoints for clients ask one function, which
 most modules have imported by name: so it is replaced wherever it is held.
+
+What Synapse bundles with an event (its newest reply in a thread, its newest edit,
+references to it) it does not filter: who may see the event has usually seen those
+too. That is not so for an event whose visibility was lifted, so what is bundled with
+it is filtered here.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Set
 from typing import Any
 
 from synapse import visibility
@@ -16,7 +21,7 @@ from synapse.server import HomeServer
 from synapse.storage.controllers import StorageControllers
 
 from synapse_sticky.seams.checks import require
-from synapse_sticky.seams.events import sticky_duration_ms
+from synapse_sticky.seams.events import event_of, sticky_duration_ms
 
 _FUNCTION = "filter_and_transform_events_for_client"
 
@@ -69,3 +74,47 @@ def lift_history_visibility(hs: HomeServer, is_sticky: Callable[[str], bool]) ->
     for name, module in list(sys.modules.items()):
         if name.startswith("synapse.") and getattr(module, _FUNCTION, None) is original:
             setattr(module, _FUNCTION, filter_and_transform_events_for_client)
+
+
+def filter_bundled_aggregations(hs: HomeServer, is_sticky: Callable[[str], bool]) -> None:
+    """Takes from what is bundled with sticky events whatever the user may not see."""
+    relations = hs.get_relations_handler()
+    require(relations, "get_bundled_aggregations", "user_id")
+    store: Any = hs.get_datastores().main
+    storage = hs.get_storage_controllers()
+    original = relations.get_bundled_aggregations
+
+    async def get_bundled_aggregations(events: Any, user_id: str) -> dict[str, Any]:
+        bundled: dict[str, Any] = await original(events, user_id)
+        lifted = {event_id: b for event_id, b in bundled.items() if is_sticky(event_id)}
+        if lifted:
+            event_ids = {e for b in lifted.values() for e in _bundled_event_ids(b)}
+            visible = await visibility.filter_and_transform_events_for_client(
+                storage, user_id, await store.get_events_as_list(event_ids)
+            )
+            visible_ids = {event_of(client_event).event_id for client_event in visible}
+            bundled.update((event_id, _only(b, visible_ids)) for event_id, b in lifted.items())
+        return bundled
+
+    setattr(relations, "get_bundled_aggregations", get_bundled_aggregations)  # noqa: B010
+
+
+def _bundled_event_ids(bundled: Any) -> Iterator[str]:
+    if bundled.replace:
+        yield bundled.replace.event_id
+    if bundled.thread:
+        yield bundled.thread.latest_event.event_id
+    for reference in (bundled.references or {}).get("chunk", ()):
+        yield reference["event_id"]
+
+
+def _only(bundled: Any, event_ids: Set[str]) -> Any:
+    """What is bundled, without what is not among these events."""
+    chunk = (bundled.references or {}).get("chunk", ())
+    references = [reference for reference in chunk if reference["event_id"] in event_ids]
+    replace, thread = bundled.replace, bundled.thread
+    return type(bundled)(
+        references={"chunk": references} if references else None,
+        replace=replace if replace and replace.event_id in event_ids else None,
+        thread=thread if thread and thread.latest_event.event_id in event_ids else None,
+    )
