@@ -5,7 +5,7 @@
 in which rooms they look; what they share is here.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 
 import attr
 
@@ -18,6 +18,7 @@ from synapse_sticky.seams.events import (
     sticky_duration_ms,
 )
 from synapse_sticky.section import first_due_with, next_page_end
+from synapse_sticky.tokens import MAX_POSITION, Since
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -28,10 +29,13 @@ class Sections:
         by_room: visible events of each room that has any, in the order in which
             they became deliverable.
         position: what the client has read up to once it has this response.
+        shown_beyond: events beyond that position that it has all the same, from
+            the timelines of this or an earlier response.
     """
 
     by_room: Mapping[str, list[ClientEvent]]
     position: int
+    shown_beyond: frozenset[str] = frozenset()
 
 
 Covered = Callable[[str | None, int], bool]
@@ -45,11 +49,6 @@ class Delivery:
         self._reader = reader
         self._events = events
 
-    @property
-    def position(self) -> int:
-        """The newest position that this process knows of."""
-        return self._reader.index.position
-
     async def catch_up(self, timelines: Collection[ClientEvent]) -> None:
         """Waits, for a bounded time, until what a response's timelines show is noticed.
 
@@ -61,33 +60,35 @@ class Delivery:
         if missing:
             await self._reader.wait_for_events(missing)
 
-    async def catch_up_with_joins(
-        self, user_id: str, newly_joined: Collection[str], since: int
-    ) -> list[str]:
-        """Waits, for a bounded time, until these joins are noticed.
+    def misses_join(self, user_id: str, room_id: str, stream_ordering: int) -> bool:
+        """Whether a user's join to a room matters and is not noticed yet.
 
-        Returns:
-            The rooms with sticky events up to ``since`` of which no join after
-            it was noticed: those events are due to the client all the same.
+        It matters if the room has sticky events that were stored before it.
         """
-        return [
-            room_id
-            for room_id in newly_joined
-            if self._has_events_up_to(room_id, since)
-            and not await self._reader.wait_for_join(user_id, room_id, since)
-        ]
+        index = self._reader.index
+        join = index.join(user_id, room_id)
+        return (join is None or join.stream_ordering < stream_ordering) and any(
+            0 < event.stream_ordering < stream_ordering
+            for event in index.in_room(room_id, self._reader.now_ts())
+        )
+
+    async def wait_for_join(self, user_id: str, room_id: str, stream_ordering: int) -> None:
+        """See :meth:`IndexReader.wait_for_join`."""
+        await self._reader.wait_for_join(user_id, room_id, stream_ordering)
 
     def rooms_with_events(self, rooms: Set[str]) -> list[str]:
         """Those of these rooms that have deliverable events."""
         smaller, larger = sorted((self._reader.index.rooms.keys(), rooms), key=len)
         return [room_id for room_id in smaller if room_id in larger]
 
-    def rooms_due(self, user_id: str, rooms: Set[str], since: int, until: int) -> set[str]:
+    def rooms_due(
+        self, user_id: str, rooms: Set[str], since: int, until: int = MAX_POSITION
+    ) -> set[str]:
         """Those of these rooms in which something is due after one position, up to another."""
         due = self._reader.index.due(user_id, rooms, since, self._reader.now_ts())
         return {d.event.room_id for d in due if d.position <= until}
 
-    async def resolve_since(self, since: int) -> int:
+    async def resolve_since(self, since: Since) -> Since:
         """See :meth:`IndexReader.resolve_since`."""
         return await self._reader.resolve_since(since)
 
@@ -95,59 +96,70 @@ class Delivery:
         self,
         user_id: str,
         rooms: Set[str],
-        since: int,
-        shown: Set[str],
+        since: Since,
+        *,
+        shown: Collection[ClientEvent],
         covered: Covered,
         limit: int,
-        anew: Collection[str] = (),
+        anew: Iterable[str] = (),
+        follow_joins: bool = False,
     ) -> Sections:
-        """What to hand out to a user who has read up to a position.
+        """What to hand out to a user who has read so far.
 
         Args:
             rooms: joined rooms to look into.
-            since: the client's position, as of :meth:`resolve_since`.
-            shown: event IDs in this response's timelines.
+            since: as of :meth:`resolve_since`.
+            shown: the events in this response's timelines.
             covered: whether this response's timelines go as far as to what one
                 writer has at a stream ordering. What lies beyond is left to the
                 next response: its timelines may show it.
-            limit: how many events at most. What a join made due all at once may
-                exceed it.
+            limit: how many events at most. What is due anew, or was made due by
+                a join all at once, may exceed it.
             anew: rooms whose events up to ``since`` are to be handed out too.
+            follow_joins: whether what is older than the user's join to its room
+                is due where the join lies. Else ``anew`` must name the rooms
+                joined since.
         """
         index, now_ts = self._reader.index, self._reader.now_ts()
         position = index.position
-        for join in index.joins_after(user_id, since):
+        for join in index.joins_after(user_id, since.position) if follow_joins else ():
             if not covered(join.instance_name, join.stream_ordering):
                 position = join.position - 1
                 break
-        due = [d for d in index.due(user_id, rooms, since, now_ts) if d.position <= position]
-        due_ids = {d.event.event_id for d in due} if anew else set()
+        due = [
+            d
+            for d in index.due(user_id if follow_joins else None, rooms, since.position, now_ts)
+            if d.position <= position
+        ]
+        due_ids = {d.event.event_id for d in due}
         behind = [
             event
             for room_id in anew
-            if room_id in rooms
+            if room_id in rooms and room_id in index.rooms
             for event in index.in_room(room_id, now_ts)
-            if event.position <= since and event.event_id not in due_ids
+            if event.position <= since.position and event.event_id not in due_ids
         ]
         if not due and not behind:
-            return Sections({}, max(position, since))
+            return Sections({}, max(position, since.position))
         ignored = await self._events.ignored_users(user_id)
-        skipped = shown | {
-            event.event_id
-            for event in (*behind, *(d.event for d in due))
-            if event.sender in ignored
-        }
-        found = await self._visible(user_id, behind, skipped)
-        due = [d for d in due if d.event.event_id not in skipped]
-        pages, end = await self._pages(user_id, due, covered, limit)
-        if end < len(due):
+        has = {event_of(client_event).event_id for client_event in shown}
+        has.update(filter(since.names, due_ids))
+
+        def is_wanted(event: StickyEvent) -> bool:
+            return event.event_id not in has and event.sender not in ignored
+
+        found = await self._visible(user_id, filter(is_wanted, behind))
+        wanted = [d for d in due if is_wanted(d.event)]
+        pages, end = await self._pages(user_id, wanted, covered, limit)
+        if end < len(wanted):
             # Not the position of the last one handed out: what was skipped since
             # then is done with.
-            position = due[end].position - 1
+            position = wanted[end].position - 1
         by_room: dict[str, list[ClientEvent]] = {}
         for client_event in found + pages:
             by_room.setdefault(event_of(client_event).room_id, []).append(client_event)
-        return Sections(by_room, position)
+        beyond = {d.event.event_id for d in due if d.position > position}
+        return Sections(by_room, position, frozenset(has & beyond))
 
     async def _pages(
         self, user_id: str, due: Sequence[Due], covered: Covered, limit: int
@@ -178,19 +190,11 @@ class Delivery:
             found += page
         return found, end
 
-    async def _visible(
-        self, user_id: str, events: Collection[StickyEvent], skipped: Set[str] = frozenset()
-    ) -> list[ClientEvent]:
-        event_ids = [event.event_id for event in events if event.event_id not in skipped]
+    async def _visible(self, user_id: str, events: Iterable[StickyEvent]) -> list[ClientEvent]:
+        event_ids = [event.event_id for event in events]
         if not event_ids:
             return []
         return await self._events.visible_sticky_events(user_id, event_ids)
-
-    def _has_events_up_to(self, room_id: str, position: int) -> bool:
-        index = self._reader.index
-        return room_id in index.rooms and any(
-            event.position <= position for event in index.in_room(room_id, self._reader.now_ts())
-        )
 
     def _is_missing(self, event: ClientEvent) -> bool:
         duration_ms = sticky_duration_ms(event)

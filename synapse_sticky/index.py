@@ -24,6 +24,7 @@ class StickyEvent:
         position: its place in the order in which events became deliverable
             here; the larger, the later.
         expires_ts: when it stops being sticky, in ms since the epoch.
+        stream_ordering: where Synapse has put it when it was stored.
     """
 
     event_id: str
@@ -31,6 +32,7 @@ class StickyEvent:
     sender: str
     position: int
     expires_ts: int
+    stream_ordering: int
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -42,6 +44,7 @@ class EventChange:
     sender: str
     position: int | None
     expires_ts: int
+    stream_ordering: int
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -117,10 +120,9 @@ class StickyIndex:
         event = self._events.get(event_id)
         return event.expires_ts if event else self._held.get(event_id)
 
-    def join_position(self, user_id: str, room_id: str) -> int:
-        """Where this user's newest join lies, 0 if it does not matter (any more)."""
-        join = self._joins.get(user_id, {}).get(room_id)
-        return join.position if join else 0
+    def join(self, user_id: str, room_id: str) -> JoinChange | None:
+        """This user's newest join to the room, None if it does not matter (any more)."""
+        return self._joins.get(user_id, {}).get(room_id)
 
     def joins_after(self, user_id: str, position: int) -> list[JoinChange]:
         """This user's joins after a position that matter, oldest first."""
@@ -144,6 +146,7 @@ class StickyIndex:
                 sys.intern(change.sender),
                 change.position,
                 change.expires_ts,
+                change.stream_ordering,
             )
             self._events[event.event_id] = event
             self._by_room.setdefault(event.room_id, []).append(event)
@@ -153,21 +156,18 @@ class StickyIndex:
             self._joins.setdefault(sys.intern(join.user_id), {})[sys.intern(join.room_id)] = join
         self.position = max(self.position, position)
 
-    def due(self, user_id: str, rooms: Set[str], since: int, now_ts: int) -> list[Due]:
-        """What this user has not seen, in the order in which to deliver it.
-
-        An event is due at its position, or where the user joined its room if
-        that is later: then a client's position alone says what it has seen.
+    def due(self, user_id: str | None, rooms: Set[str], since: int, now_ts: int) -> list[Due]:
+        """What a client has not seen, in the order in which to deliver it.
 
         Args:
+            user_id: then an event is due at its position, or where this user
+                joined its room if that is later: the client's position alone
+                says what it has seen. None to leave joins out of account.
             rooms: the joined rooms to look into.
             since: the position that the client has read up to.
         """
-        joined_since = {
-            join.room_id: join.position
-            for join in self.joins_after(user_id, since)
-            if join.room_id in rooms
-        }
+        joins = self.joins_after(user_id, since) if user_id is not None else []
+        joined_since = {join.room_id: join.position for join in joins if join.room_id in rooms}
         first = bisect_right(self._log, since, key=_position)
         if len(self._log) - first <= len(rooms):
             found = [

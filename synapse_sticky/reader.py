@@ -19,6 +19,7 @@ from synapse_sticky.index import StickyIndex
 from synapse_sticky.seams.background import News
 from synapse_sticky.seams.streams import Waker
 from synapse_sticky.storage.store import Changes, StickyStore
+from synapse_sticky.tokens import Since
 
 logger = logging.getLogger(__name__)
 
@@ -97,20 +98,25 @@ class IndexReader:
         """
         await self._wait(lambda: all(map(self.index.knows, event_ids)))
 
-    async def wait_for_join(self, user_id: str, room_id: str, after: int) -> bool:
-        """Waits until a join after this position is noticed, for a bounded time."""
-        return await self._wait(lambda: self.index.join_position(user_id, room_id) > after)
+    async def wait_for_join(self, user_id: str, room_id: str, stream_ordering: int) -> None:
+        """Waits until a join is noticed, for a bounded time."""
 
-    async def resolve_since(self, since: int) -> int:
-        """The position to read from, for a client that says it has read up to ``since``.
+        def is_noticed() -> bool:
+            join = self.index.join(user_id, room_id)
+            return join is not None and join.stream_ordering >= stream_ordering
 
-        Usually that. If it is larger than what is stored, the tables were
-        restored or dropped since: then 0, which delivers everything again
-        rather than nothing.
+        await self._wait(is_noticed)
+
+    async def resolve_since(self, since: Since) -> Since:
+        """From where to read, for a client that says how far it has read.
+
+        Usually that. If it is further than what is stored, the tables were
+        restored or dropped since: then from the start, which delivers everything
+        again rather than nothing.
         """
-        if since > self.index.position:
+        if since.position > self.index.position:
             await self.refresh()
-        return since if since <= self.index.position else 0
+        return since if since.position <= self.index.position else Since(0)
 
     async def expires_ts(self, event_id: str, duration_ms: int, origin_server_ts: int) -> int:
         """When a sticky event expires, noticed or not, in ms since the epoch."""
@@ -125,13 +131,12 @@ class IndexReader:
             return latest
         return stickiness.expires_ts(duration_ms, received_ts, origin_server_ts)
 
-    async def _wait(self, is_there: Callable[[], bool]) -> bool:
+    async def _wait(self, is_there: Callable[[], bool]) -> None:
         until_ts = self.now_ts() + MAX_WAIT_MS
         while not is_there():
             self.hurry()
             if not await self._news.wait(until_ts):
-                return is_there()
-        return True
+                return
 
     async def _wake(self, users: Collection[str], rooms: Collection[str]) -> None:
         self._waker.wake(users, rooms)

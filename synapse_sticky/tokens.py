@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """What clients hold to say how far they have read. Arithmetic only.
 
-``/sync`` tokens carry the plain position in a slot of Synapse's own stream
-token (see ``seams/streams.py``). The ``since`` of the Sliding Sync extension
-(MSC4480) is written here: ``sticky_<number>``, the only form that a Synapse
-without this module accepts too, so that removing the module locks nobody out.
+It is one number: in `/sync` in a slot of Synapse's own stream token (see
+``seams/streams.py``), in the Sliding Sync extension (MSC4480) as ``sticky_<number>``,
+the only form of ``since`` that a Synapse without this module accepts too, so that
+removing the module locks nobody out.
 
-The low 48 bits of the number are the position. Nearly always that is all. Only
-if the user is joined to rooms with sticky events that no list or subscription
-of the request matched, the bits above name them, 32 bits each: those rooms'
-events lie behind the position but were never delivered, and are due as soon as
-a request matches the room. Keeping that in the token needs no storage, works on
-any worker, survives a lost ``pos``, and a repeated request gets the same answer.
+The number is the position, nearly always. Two things a position cannot say, and for
+those the bits above it name rooms or events, by digests:
+
+- An event that a response has shown in a timeline, although more than one page of
+  older ones was waiting: once its turn comes, the client has it already.
+- A room with sticky events that the user is joined to and no list or subscription of
+  a Sliding Sync request matched: its events lie behind the position but were never
+  delivered. They are due as soon as a request matches the room.
+
+That needs no storage, works on any worker, survives a lost ``pos``, and a repeated
+request gets the same answer.
 """
 
 import hashlib
@@ -24,10 +29,11 @@ import attr
 from synapse_sticky.names import SLIDING_SYNC_EXTENSION
 
 _POSITION_BITS: Final = 48
-_ROOM_BITS: Final = 32
-_MAX_UNMATCHED_ROOMS: Final = 64
+_CHECKSUM_BITS: Final = 16
+_DIGEST_BITS: Final = 32
+_MAX_NAMES: Final = 64
 
-_SINCE = re.compile(r"sticky_([0-9]{1,640})")
+_SINCE = re.compile(r"sticky_([0-9]{1,650})")
 # What Synapse's own implementation hands out on several writers. Its numbers
 # count from 1 and say nothing about our positions.
 _FOREIGN_SINCE = re.compile(r"sticky_m[0-9]+(~[0-9]+\.[0-9]+)*")
@@ -36,51 +42,63 @@ MAX_POSITION: Final = (1 << _POSITION_BITS) - 1
 """No position is ever larger: they are milliseconds since the epoch."""
 
 
-def clamp_position(position: int) -> int:
-    """Brings whatever a client wrote into the range of positions.
-
-    Anything above is as much from the future as the largest position.
-    """
-    return max(0, min(position, MAX_POSITION))
-
-
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Since:
-    """How far a Sliding Sync client has read.
+    """How far a client has read.
 
     Attributes:
-        position: it has everything up to here, in the rooms that were matched.
-        unmatched: digests of rooms whose events up to there it has not.
+        position: it has everything up to here, but for the rooms named.
+        digests: of the rooms and events named.
     """
 
     position: int
-    unmatched: frozenset[int] = frozenset()
+    digests: frozenset[int] = frozenset()
 
     @classmethod
-    def create(cls, position: int, unmatched_rooms: Iterable[str]) -> "Since":
-        """A token for this position that remembers these rooms.
+    def create(cls, position: int, names: Iterable[str]) -> "Since":
+        """This position, and these room IDs and event IDs.
 
-        Beyond 64 rooms it remembers the first ones by room ID.
+        Beyond 64 it names the first ones in their order: what is not named is
+        delivered twice (an event) or not until there is more (a room).
         """
-        room_ids = sorted(unmatched_rooms)[:_MAX_UNMATCHED_ROOMS]
-        return cls(position, frozenset(map(room_digest, room_ids)))
+        return cls(position, frozenset(map(_digest, sorted(names)[:_MAX_NAMES])))
+
+    @classmethod
+    def from_number(cls, number: int) -> "Since":
+        """Reads the number. What we have not written is from the future."""
+        if number < 0:
+            return cls(0)
+        position, rest = number & MAX_POSITION, number >> _POSITION_BITS
+        if not rest:
+            return cls(position)
+        checksum, rest = rest & ((1 << _CHECKSUM_BITS) - 1), rest >> _CHECKSUM_BITS
+        digests = set()
+        while rest:
+            digests.add(rest & ((1 << _DIGEST_BITS) - 1))
+            rest >>= _DIGEST_BITS
+        since = cls(position, frozenset(digests))
+        return since if digests and checksum == since._checksum else cls(MAX_POSITION)
+
+    @property
+    def number(self) -> int:
+        """The number that stands for it."""
+        if not self.digests:
+            return self.position
+        number = 0
+        for digest in sorted(self.digests, reverse=True):
+            number = number << _DIGEST_BITS | digest
+        return (number << _CHECKSUM_BITS | self._checksum) << _POSITION_BITS | self.position
 
     @classmethod
     def parse(cls, text: object) -> "Since":
-        """Reads a token that a client sent.
+        """Reads the ``since`` of a Sliding Sync request.
 
         Raises:
             ValueError: if it is no token at all, with a text for the client.
         """
         if isinstance(text, str):
             if match := _SINCE.fullmatch(text):
-                number = int(match.group(1))
-                position, rest = number & MAX_POSITION, number >> _POSITION_BITS
-                unmatched = set()
-                while rest:
-                    unmatched.add(rest & ((1 << _ROOM_BITS) - 1))
-                    rest >>= _ROOM_BITS
-                return cls(position, frozenset(unmatched))
+                return cls.from_number(int(match.group(1)))
             if _FOREIGN_SINCE.fullmatch(text):
                 return cls(0)
         raise ValueError(
@@ -88,17 +106,20 @@ class Since:
         )
 
     def __str__(self) -> str:
-        number = 0
-        for digest in sorted(self.unmatched, reverse=True):
-            number = number << _ROOM_BITS | digest
-        return f"sticky_{number << _POSITION_BITS | self.position}"
+        return f"sticky_{self.number}"
 
-    def was_unmatched(self, room_id: str) -> bool:
-        """Whether this room's events up to the position are still due."""
-        return bool(self.unmatched) and room_digest(room_id) in self.unmatched
+    def names(self, name: str) -> bool:
+        """Whether this room or event is named."""
+        return bool(self.digests) and _digest(name) in self.digests
+
+    @property
+    def _checksum(self) -> int:
+        text = f"{self.position} {sorted(self.digests)}"
+        digest = hashlib.blake2b(text.encode(), digest_size=_CHECKSUM_BITS // 8).digest()
+        return int.from_bytes(digest, "big")
 
 
-def room_digest(room_id: str) -> int:
-    """32 bits, never 0, that stand for a room in a token."""
-    digest = hashlib.blake2b(room_id.encode(), digest_size=_ROOM_BITS // 8).digest()
+def _digest(name: str) -> int:
+    """32 bits, never 0, that stand for a room ID or an event ID."""
+    digest = hashlib.blake2b(name.encode(), digest_size=_DIGEST_BITS // 8).digest()
     return int.from_bytes(digest, "big") or 1

@@ -5,7 +5,7 @@ Also the place where every event gets its remaining time, on every endpoint.
 """
 
 import copy
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Final, cast
 
 from synapse import visibility
@@ -145,29 +145,29 @@ def add_remaining_time(
 
 
 def _tolerate_filters_without_unsigned(hs: HomeServer) -> None:
-    """Before 1.157, additions to ``unsigned`` fail if ``event_fields`` drops it.
+    """Before 1.157, additions to ``unsigned`` fail if ``event_fields`` leaves none of it.
 
-    A client that asks for no ``unsigned`` gets none of the additions then.
+    Then they are made here, as far as the client wants them.
     """
-    serializer = hs.get_event_client_serializer()
+    serializer: Any = hs.get_event_client_serializer()
     if hasattr(serializer, "create_config"):
         return
     require(serializer, "serialize_event", "event", "time_now", "config")
     require(serializer, "_add_extra_fields_to_unsigned_client_event_callbacks")
+    callbacks = serializer._add_extra_fields_to_unsigned_client_event_callbacks
     original = serializer.serialize_event
     plain = copy.copy(serializer)
     plain._add_extra_fields_to_unsigned_client_event_callbacks = []
 
-    async def serialize_event(event: Any, time_now: int, **kwargs: Any) -> JsonDict:
-        config = kwargs.get("config")
-        if config is not None and _drops_unsigned(config.only_event_fields):
-            return await plain.serialize_event(event, time_now, **kwargs)
-        return await original(event, time_now, **kwargs)
+    async def serialize_event(event: Any, time_now: int, **kwargs: Any) -> Any:
+        fields = getattr(kwargs.get("config"), "only_event_fields", None)
+        if not fields or not isinstance(event, EventBase):
+            return await original(event, time_now, **kwargs)
+        serialized = await plain.serialize_event(event, time_now, **kwargs)
+        for callback in callbacks:
+            for name, value in (await callback(event)).items():
+                if "unsigned" in fields or f"unsigned.{name}" in fields:
+                    serialized.setdefault("unsigned", {}).setdefault(name, value)
+        return serialized
 
-    serializer.serialize_event = serialize_event  # type: ignore[method-assign]
-
-
-def _drops_unsigned(fields: Iterable[str] | None) -> bool:
-    return bool(fields) and not any(
-        field == "unsigned" or field.startswith("unsigned.") for field in fields or ()
-    )
+    serializer.serialize_event = serialize_event

@@ -30,8 +30,8 @@ from synapse_sticky.delivery import Delivery
 from synapse_sticky.names import SLIDING_SYNC_EXTENSION
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.classes import use_instead
-from synapse_sticky.seams.events import ClientEvent, EventSource, event_of
-from synapse_sticky.seams.streams import covered_by, with_position
+from synapse_sticky.seams.events import ClientEvent, EventSource
+from synapse_sticky.seams.streams import covered_by, with_since
 from synapse_sticky.section import MAX_EVENTS
 from synapse_sticky.tokens import Since
 
@@ -167,10 +167,9 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
         if request is not None and from_token is not None:
             # Early releases compute nothing before they wait if the token is the
             # current one. What the client has read of ours, only `since` says.
-            since = request.since or Since(0)
-            position = 0 if since.unmatched else since.position
             from_token = attr.evolve(
-                from_token, stream_token=with_position(from_token.stream_token, position)
+                from_token,
+                stream_token=with_since(from_token.stream_token, request.since or Since(0)),
             )
         return await super().wait_for_sync_for_user(requester, sync_config, from_token, timeout_ms)
 
@@ -195,45 +194,49 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
     ) -> StickyExtensions:
         shown = [event for room in result.rooms.values() for event in room.timeline_events or ()]
         await self._delivery.catch_up(shown)
-        since = request.since or Since(0)
-        position = await self._delivery.resolve_since(since.position)
-        if position != since.position:
-            since = Since(position)
+        since = await self._delivery.resolve_since(request.since or Since(0))
         rooms = MatchedJoinedRooms(interested)
-        await self._delivery.catch_up_with_joins(
-            user_id, await self._real_joins(interested), position
-        )
-        anew: list[str] = []
-        if since.unmatched:
-            anew += filter(since.was_unmatched, self._delivery.rooms_with_events(rooms))
+        await self._catch_up_with_joins(user_id, rooms, since)
+        anew = self._delivery.rooms_with_events(rooms) if since.digests else []
         sections = await self._delivery.sections(
             user_id,
             rooms,
-            position,
-            shown={event_of(event).event_id for event in shown},
+            since,
+            shown=shown,
             covered=covered_by(result.next_pos.stream_token),
             limit=request.limit,
-            anew=anew,
+            anew=filter(since.names, anew),
+            follow_joins=True,
         )
-        next_batch = since
-        if anew or sections.position > position:
-            unmatched = self._unmatched(user_id, interested, since, sections.position)
-            next_batch = Since.create(sections.position, unmatched)
+        unmatched = self._unmatched(user_id, interested, since, sections.position)
+        next_batch = Since.create(sections.position, sections.shown_beyond | unmatched)
         return StickyExtensions.create(
             result.extensions,
             sections.by_room,
             next_batch if next_batch != request.since else None,
         )
 
-    async def _real_joins(self, interested: room_lists.SlidingSyncInterestedRooms) -> list[str]:
-        """The rooms newly joined, without those where a member has only a new name or avatar."""
-        return [
-            room_id
-            for room_id in self._delivery.rooms_with_events(interested.newly_joined_rooms)
-            if (room := interested.room_membership_for_user_map.get(room_id))
-            and room.event_id is not None
-            and await self._events.is_first_join(room.event_id)
-        ]
+    async def _catch_up_with_joins(
+        self, user_id: str, rooms: "MatchedJoinedRooms", since: Since
+    ) -> None:
+        """Waits, for a bounded time, until recent joins are noticed.
+
+        What is in a room would be handed out now, and once more when the join is
+        noticed. Events later than the join need no wait.
+        """
+        waiting = self._delivery.rooms_due(user_id, rooms, since.position).union(
+            self._delivery.rooms_with_events(rooms.newly_joined)
+        )
+        for room_id in waiting:
+            membership = rooms.membership(room_id)
+            if (
+                membership is not None
+                and membership.event_id is not None
+                and self._delivery.misses_join(user_id, room_id, membership.event_pos.stream)
+                # Not just a new name or avatar.
+                and await self._events.is_first_join(membership.event_id)
+            ):
+                await self._delivery.wait_for_join(user_id, room_id, membership.event_pos.stream)
 
     def _unmatched(
         self,
@@ -243,6 +246,8 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
         position: int,
     ) -> set[str]:
         """Joined rooms that the request does not match, and that the new position leaves behind."""
+        if position == since.position and not since.digests:
+            return set()
         memberships = interested.room_membership_for_user_map
         rooms = {
             room_id
@@ -250,7 +255,7 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
             if room_id not in interested.all_rooms and _is_joined(interested, room_id)
         }
         passed_over = self._delivery.rooms_due(user_id, rooms, since.position, position)
-        return passed_over | set(filter(since.was_unmatched, rooms))
+        return passed_over | set(filter(since.names, rooms))
 
 
 class MatchedJoinedRooms(Set[str]):
@@ -262,6 +267,15 @@ class MatchedJoinedRooms(Set[str]):
 
     def __init__(self, interested: room_lists.SlidingSyncInterestedRooms) -> None:
         self._interested = interested
+
+    @property
+    def newly_joined(self) -> Set[str]:
+        """The rooms that Synapse says were joined since `pos`; a new name may count."""
+        return self._interested.newly_joined_rooms
+
+    def membership(self, room_id: str) -> Any:
+        """What Synapse knows of the user's membership."""
+        return self._interested.room_membership_for_user_map.get(room_id)
 
     def __contains__(self, room_id: object) -> bool:
         return room_id in self._interested.all_rooms and _is_joined(self._interested, str(room_id))

@@ -17,7 +17,7 @@ from synapse.types import StreamKeyType, StreamToken
 
 from synapse_sticky.seams.checks import require
 from synapse_sticky.streams import Bounds
-from synapse_sticky.tokens import clamp_position
+from synapse_sticky.tokens import Since
 
 logger = logging.getLogger(__name__)
 
@@ -153,9 +153,9 @@ def carry_position(hs: HomeServer, position: Callable[[], int]) -> None:
     event_sources.get_current_token = get_current_token  # type: ignore[method-assign]
 
 
-def position_of(token: StreamToken | None) -> int:
-    """Our position in a stream token, brought into range; 0 without a token."""
-    return clamp_position(token.groups_key) if token else 0
+def since_of(token: StreamToken | None) -> Since:
+    """How far the client has read, from a stream token; nothing without a token."""
+    return Since.from_number(token.groups_key) if token else Since(0)
 
 
 def covered_by(token: StreamToken) -> Callable[[str | None, int], bool]:
@@ -169,8 +169,8 @@ def covered_by(token: StreamToken) -> Callable[[str | None, int], bool]:
     return covered
 
 
-def with_position(token: StreamToken, position: int) -> StreamToken:
-    """The token with another position."""
-    if token.groups_key == position:
+def with_since(token: StreamToken, since: Since) -> StreamToken:
+    """The token of a client that has read so far."""
+    if token.groups_key == since.number:
         return token
-    return attr.evolve(token, groups_key=position)
+    return attr.evolve(token, groups_key=since.number)

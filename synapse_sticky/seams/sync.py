@@ -22,8 +22,9 @@ from synapse_sticky.delivery import Delivery
 from synapse_sticky.names import SYNC_SECTION
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.classes import use_instead
-from synapse_sticky.seams.events import ClientEvent, EventSource, event_of
-from synapse_sticky.seams.streams import covered_by, position_of, with_position
+from synapse_sticky.seams.events import ClientEvent, EventSource
+from synapse_sticky.seams.streams import covered_by, since_of, with_since
+from synapse_sticky.tokens import Since
 
 
 @attr.s(slots=True, auto_attribs=True, kw_only=True)
@@ -93,30 +94,29 @@ class StickySyncHandler(sync.SyncHandler):
         return changes
 
     async def _add_sections(self, builder: sync.SyncResultBuilder, newly_joined: Set[str]) -> None:
-        user_id = builder.sync_config.user.to_string()
         shown = [event for room in builder.joined for event in room.timeline.events]
         await self._delivery.catch_up(shown)
-        since = await self._delivery.resolve_since(position_of(builder.since_token))
-        anew = await self._delivery.catch_up_with_joins(user_id, newly_joined, since)
-        if anew or since < self._delivery.position:
-            sections = await self._delivery.sections(
-                user_id,
-                _rooms_of_interest(builder),
-                since,
-                shown={event_of(event).event_id for event in shown},
-                covered=covered_by(builder.now_token),
-                limit=self._sticky_limit,
-                anew=anew,
-            )
-            await self._put_into_rooms(builder, sections.by_room)
-            since = sections.position
+        since = await self._delivery.resolve_since(since_of(builder.since_token))
+        sections = await self._delivery.sections(
+            builder.sync_config.user.to_string(),
+            _rooms_of_interest(builder),
+            since,
+            shown=shown,
+            covered=covered_by(builder.now_token),
+            limit=self._sticky_limit,
+            anew=newly_joined,
+        )
+        await self._put_into_rooms(builder, sections.by_room)
         # Never the position from when the sync began, which others may have
         # moved on since then.
-        builder.now_token = with_position(builder.now_token, since)
+        since = Since.create(sections.position, sections.shown_beyond)
+        builder.now_token = with_since(builder.now_token, since)
 
     async def _put_into_rooms(
         self, builder: sync.SyncResultBuilder, by_room: Mapping[str, Sequence[ClientEvent]]
     ) -> None:
+        if not by_room:
+            return
         present = {room.room_id for room in builder.joined}
         for room_id in by_room:
             if room_id not in present:

@@ -142,6 +142,7 @@ class StickyStore:
                         found.room_id,
                         found.sender,
                         found.expires_ts,
+                        found.stream_ordering,
                         position,
                         position if item.held_reason is None else None,
                         item.held_reason,
@@ -178,8 +179,8 @@ class StickyStore:
                 raise LostRace()
             txn.execute_batch(
                 "INSERT INTO synapse_sticky_events "
-                "(event_id, room_id, sender, expires_ts, revision, position, held_reason) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (event_id) DO NOTHING",
+                "(event_id, room_id, sender, expires_ts, stream_ordering, revision, position, "
+                "held_reason) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (event_id) DO NOTHING",
                 event_rows,
             )
             txn.execute_batch(
@@ -276,7 +277,8 @@ def read_changes(txn: Any, after: int, now_ts: int) -> Changes:
     txn.execute("SELECT last_position FROM synapse_sticky_progress")
     row = txn.fetchone()
     txn.execute(
-        "SELECT event_id, room_id, sender, position, expires_ts FROM synapse_sticky_events "
+        "SELECT event_id, room_id, sender, position, expires_ts, stream_ordering "
+        "FROM synapse_sticky_events "
         "WHERE revision > ? AND expires_ts > ? ORDER BY revision",
         (after, now_ts),
     )

@@ -9,6 +9,7 @@ CREATE TABLE synapse_sticky_events (
     room_id TEXT NOT NULL,
     sender TEXT NOT NULL,
     expires_ts BIGINT NOT NULL,
+    stream_ordering BIGINT NOT NULL,
     revision BIGINT NOT NULL,
     position BIGINT,
     held_reason TEXT
