@@ -47,7 +47,7 @@ class StickyEventsConfig:
             if name not in parsers:
                 known = ", ".join(parsers)
                 raise ConfigError(
-                    f"unknown option {name!r}: known options are {known}", ("config", str(name))
+                    f"unknown option {name!r}: known options are {known}", (str(name),)
                 )
             attribute, parse = parsers[name]
             values[attribute] = parse(name, value)
@@ -55,7 +55,8 @@ class StickyEventsConfig:
 
 
 def _mistake(path: tuple[str, ...], found: object, allowed: str) -> ConfigError:
-    return ConfigError(f"found {found!r}, allowed is {allowed}", ("config", *path))
+    # Synapse puts where the module stands in front of the path.
+    return ConfigError(f"found {found!r}, allowed is {allowed}", path)
 
 
 def _whole_number(smallest: int, largest: int) -> Callable[[str, object], int]:
