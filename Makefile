@@ -1,0 +1,44 @@
+# Thin: noxfile.py does the work, in virtual environments of its own.
+
+PYTHON ?= python3
+TOOLS := .venvs/tools
+NOX := $(TOOLS)/bin/python -m nox
+APT_GET := $(shell [ "$$(id -u)" = 0 ] || echo sudo) env DEBIAN_FRONTEND=noninteractive apt-get
+
+.DEFAULT_GOAL := help
+.PHONY: help test test-quick test-on demo bench build clean
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+
+test: $(TOOLS)/bin/nox ## Everything: lint, then the suite on the newest and the oldest Synapse
+	$(NOX) -s lint tests -- $(ARGS)
+
+test-quick: $(TOOLS)/bin/nox ## The inner loop: lint, then what is quick, on the newest Synapse with SQLite
+	$(NOX) -s lint quick -- $(ARGS)
+
+test-on: $(TOOLS)/bin/nox ## The suite on any Synapse: make test-on SYNAPSE=1.155.0 [ARGS="..."]
+	@test -n "$(SYNAPSE)" || { echo 'Which one? make test-on SYNAPSE=1.155.0' >&2; exit 2; }
+	$(NOX) -s tests_on -- $(SYNAPSE) $(ARGS)
+
+demo: $(TOOLS)/bin/nox ## A sticky event on a real Synapse, until Ctrl-C: make demo [ARGS=--once]
+	@$(NOX) -s demo -- $(ARGS)
+
+bench: $(TOOLS)/bin/nox ## Measure what the module costs: make bench [ARGS="..."]
+	$(NOX) -s bench -- $(ARGS)
+
+build: $(TOOLS)/bin/nox ## Build the wheel and the source distribution, into dist/
+	$(NOX) -s build
+
+clean: ## Remove what the other targets made, the virtual environments too
+	rm -rf .venvs .nox build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(TOOLS)/bin/nox:
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
+		|| { $(APT_GET) update && $(APT_GET) install --yes --no-install-recommends python3-venv; } \
+		|| { echo 'Install Python 3.10 or later with its venv module (Debian: python3-venv).' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo 'Python 3.10 or later is needed: make PYTHON=python3.11 ...' >&2; exit 1; }
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install nox

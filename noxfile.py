@@ -1,0 +1,173 @@
+"""Everything that `make` does, each in a virtual environment of its own."""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+
+# `OLDEST_SYNAPSE` of synapse_sticky/seams/checks.py.
+OLDEST = "1.148.0"
+# Whatever pip finds.
+NEWEST = "newest"
+
+# Older releases of Synapse also take a later one, and then do not start with Redis.
+FOR_OLDER_RELEASES = ["txredisapi<1.6"]
+
+# Synapse needs a while to end in an orderly way.
+PATIENCE_S = 60
+
+nox.options.sessions = ["lint", "tests"]
+nox.options.reuse_venv = "yes"
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and types, against the newest Synapse."""
+    _install(session, "matrix-synapse", *_group("lint"))
+    failed = []
+    for command in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]):
+        try:
+            session.run(*command)
+        except nox.command.CommandFailed:
+            failed.append(" ".join(command))
+    if failed:
+        session.error(f"failed: {', '.join(failed)}")
+
+
+@nox.session
+@nox.parametrize("synapse", [NEWEST, OLDEST], ids=["newest", "oldest"])
+def tests(session: nox.Session, synapse: str) -> None:
+    """Run the whole suite on the newest and on the oldest supported Synapse."""
+    _run_suite(session, synapse, session.posargs)
+
+
+@nox.session
+def tests_on(session: nox.Session) -> None:
+    """Run the suite on any Synapse: the first argument is its version."""
+    if not session.posargs:
+        session.error("say which Synapse, for example: nox -s tests_on -- 1.155.0")
+    synapse, *arguments = session.posargs
+    _run_suite(session, synapse, arguments)
+
+
+@nox.session
+def quick(session: nox.Session) -> None:
+    """Run what is quick on the newest Synapse, with SQLite."""
+    _install(session, "matrix-synapse", *_group("test"), "-e", ".")
+    _pytest(session, "-m", "not slow", "--deployments", "sqlite", *session.posargs)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Show a sticky event from sending to expiry, on a real Synapse."""
+    # What the demo prints comes first, except where there is a lot to install.
+    quietly = Path(session.bin, "synapse_homeserver").exists()
+    _install(session, "matrix-synapse", *_group("test"), "-e", ".", quietly=quietly)
+    session.run("python", "-m", "demo", *session.posargs, interrupt_timeout=PATIENCE_S)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure what the module costs."""
+    _install_servers(session)
+    _install(session, "matrix-synapse[postgres,redis]", *_group("test", "bench"), ".")
+    session.run("python", "-m", "benchmarks", *session.posargs, interrupt_timeout=PATIENCE_S)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the wheel and the source distribution, into dist/."""
+    _install(session, "build")
+    session.run("python", "-m", "build", *session.posargs)
+
+
+def _group(*names: str) -> tuple[str, ...]:
+    return nox.project.dependency_groups(PYPROJECT, *names)
+
+
+def _install(session: nox.Session, *what: str, quietly: bool = False) -> None:
+    """Install with pip; what is named here as new as it may be."""
+    session.install("--upgrade", *what, silent=quietly)
+
+
+def _run_suite(session: nox.Session, synapse: str, arguments: list[str]) -> None:
+    if _deployments(arguments) != {"sqlite"}:
+        _install_servers(session)
+    requirements = ["matrix-synapse[postgres,redis]"]
+    if synapse != NEWEST:
+        requirements = [f"matrix-synapse[postgres,redis]=={synapse}", *FOR_OLDER_RELEASES]
+    _install(session, *requirements, *_group("test"), ".")
+    _pytest(session, *arguments)
+
+
+def _pytest(session: nox.Session, *arguments: str) -> None:
+    session.run("python", "-m", "pytest", "-v", *arguments, interrupt_timeout=PATIENCE_S)
+
+
+def _deployments(arguments: list[str]) -> set[str]:
+    """Those that pytest's arguments choose, as in tests/conftest.py."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--deployments", default="sqlite,postgres,workers")
+    return set(parser.parse_known_args(arguments)[0].deployments.split(","))
+
+
+def _install_servers(session: nox.Session) -> None:
+    """Install the servers that the tests start, and what psycopg2 is compiled with, if missing."""
+    packages = _missing_packages()
+    if not packages:
+        return
+    session.log(f"Not found on this machine: {', '.join(packages)}")
+    apt_get = shutil.which("apt-get")
+    sudo = [] if os.geteuid() == 0 else ["sudo"]
+    if apt_get is not None and (not sudo or shutil.which("sudo") is not None):
+        # Not in our own environment: sudo does not pass that on.
+        run = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive", apt_get]
+        install = ["install", "--yes", "--no-install-recommends", *packages]
+        for command in ([*run, "update"], [*run, *install]):
+            session.log(" ".join(command))
+            subprocess.run(command, check=False)
+    packages = _missing_packages()
+    if packages:
+        session.error(
+            f"install these first (the names are Debian's): {' '.join(packages)}; "
+            "or leave out what needs them, with the argument --deployments sqlite"
+        )
+
+
+def _missing_packages() -> list[str]:
+    """Names of the Debian packages for what is not there."""
+    sys.path.insert(0, str(ROOT))
+    from tests.harness import postgres, redis
+
+    missing = []
+    servers = {"postgresql": postgres.find_binaries, "redis-server": redis.find_binary}
+    for package, find in servers.items():
+        try:
+            find()
+        except FileNotFoundError:
+            missing.append(package)
+    if shutil.which("cc") is None:
+        missing += ["gcc", "libc6-dev"]
+    if not _libpq_headers_exist():
+        missing.append("libpq-dev")
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        missing.append("python3-dev")
+    return missing
+
+
+def _libpq_headers_exist() -> bool:
+    # Debian has a pg_config without them that only says so.
+    if shutil.which("pg_config") is None:
+        return False
+    answer = subprocess.run(
+        ["pg_config", "--includedir"], capture_output=True, text=True, check=False
+    )
+    return answer.returncode == 0 and Path(answer.stdout.strip(), "libpq-fe.h").exists()
