@@ -48,7 +48,7 @@ def test_six_senders_lose_nothing(homeserver: Homeserver) -> None:
     assert len(set(late.order)) == len(late.order)
 
 
-# C3, C6, D1: the cursors
+# C3, C6
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "workers"])
 def test_kills_lose_nothing(make_homeserver: MakeHomeserver, kind: str) -> None:
@@ -84,7 +84,7 @@ def test_kills_lose_nothing(make_homeserver: MakeHomeserver, kind: str) -> None:
     assert not late.read_all(traffic.acknowledged, timeout_s=60)
 
 
-# C6, D2
+# C6
 @pytest.mark.parametrize("kind", ["workers"])
 def test_background_worker_comes_back(make_homeserver: MakeHomeserver, kind: str) -> None:
     """While nobody gives out positions, syncs go on; what was sent comes once somebody does."""
@@ -104,7 +104,7 @@ def test_background_worker_comes_back(make_homeserver: MakeHomeserver, kind: str
     assert not reader.read_all(sent, timeout_s=30)
 
 
-# D3: a lost signal
+# C6: a lost signal
 def test_lost_signal_is_repaired(make_homeserver: MakeHomeserver) -> None:
     """A change of the tables that no process was told of is noticed all the same."""
     homeserver = make_homeserver("sqlite", module_config={"poll_interval": "500ms"})
@@ -129,3 +129,23 @@ def test_lost_signal_is_repaired(make_homeserver: MakeHomeserver) -> None:
     assert expires_ts
     assert plain_id
     eventually(lambda: reader.read() and reader.seen[event_id] == 2, what="the event again")
+
+
+# C3
+def test_another_process_gave_out_positions(make_homeserver: MakeHomeserver) -> None:
+    """Who finds that positions were given out meanwhile looks again, and loses nothing."""
+    homeserver = make_homeserver("sqlite")
+    homeserver.start()
+    alice = homeserver.register()
+    room_id = alice.create_room()
+    first = alice.send(room_id, sticky_ms=DURATION_MS)
+    reader = Reader(alice, timeline_limit=1)
+    assert not reader.read_all([first], timeout_s=10)
+    homeserver.execute("UPDATE synapse_sticky_progress SET last_position = last_position + 60000")
+    second = alice.send(room_id, sticky_ms=DURATION_MS)
+    alice.send(room_id)
+    assert not reader.read_all([second], timeout_s=10)
+    positions = homeserver.query("SELECT position FROM synapse_sticky_events ORDER BY position")
+    ((last_position,),) = homeserver.query("SELECT last_position FROM synapse_sticky_progress")
+    assert positions[1][0] - positions[0][0] > 50_000
+    assert positions[1][0] == last_position

@@ -1,0 +1,85 @@
+"""Modules that make Synapse look different to the module under test, to see what it says.
+
+Name them before it in `modules`. Each does its work when its configuration is parsed: that is
+after Synapse itself was imported, and before the module named next is.
+"""
+
+import importlib.metadata
+from collections.abc import Callable
+from typing import Any
+
+
+class _Saboteur:
+    """What Synapse needs to take something for a module."""
+
+    def __init__(self, config: Any, api: Any) -> None:
+        pass
+
+
+class OtherVersion(_Saboteur):
+    """Synapse claims to be of the version that is configured."""
+
+    @staticmethod
+    def parse_config(config: dict[str, str]) -> None:
+        original = importlib.metadata.version
+
+        def version(distribution_name: str) -> str:
+            if distribution_name == "matrix-synapse":
+                return config["version"]
+            return original(distribution_name)
+
+        importlib.metadata.version = version
+
+
+class WithoutSyncMethod(_Saboteur):
+    """A method of Synapse's that the module overrides has another name."""
+
+    @staticmethod
+    def parse_config(config: Any) -> None:
+        from synapse.handlers.sync import SyncHandler
+
+        handler: Any = SyncHandler
+        handler._generate_sync_entry_of_rooms = handler._generate_sync_entry_for_rooms
+        del handler._generate_sync_entry_for_rooms
+
+
+class OtherSyncParameter(_Saboteur):
+    """It has the name, and takes something else."""
+
+    @staticmethod
+    def parse_config(config: Any) -> None:
+        from synapse.handlers.sync import SyncHandler
+
+        async def _generate_sync_entry_for_rooms(self: Any, builder: Any) -> Any:
+            raise NotImplementedError
+
+        handler: Any = SyncHandler
+        handler._generate_sync_entry_for_rooms = _generate_sync_entry_for_rooms
+
+
+class OtherVisibilityParameter(_Saboteur):
+    """Synapse's visibility filter cannot be told what to include any more."""
+
+    @staticmethod
+    def parse_config(config: Any) -> None:
+        from synapse import visibility
+
+        async def without_it(storage: Any, user_id: str, events: Any, is_peeking: bool) -> Any:
+            raise NotImplementedError
+
+        replacement: Callable[..., Any] = without_it
+        visibility.filter_and_transform_events_for_client = replacement  # type: ignore[assignment]
+
+
+class WithoutTokenSlot(_Saboteur):
+    """Synapse has done away with the slot of its token that the module uses."""
+
+    @staticmethod
+    def parse_config(config: Any) -> None:
+        from synapse import types
+
+        class StreamToken:
+            """One without the slot."""
+
+        replacement: Any = StreamToken
+        types.StreamToken = replacement

@@ -1,0 +1,210 @@
+"""What several test files need: to read answers, and to follow tokens as a client does."""
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.harness.client import Client, JsonDict
+from tests.harness.homeserver import Homeserver
+from tests.harness.wait import eventually
+
+# As on the wire. Spelled out once more on purpose: the tests are to notice if the package's
+# own list of names changes.
+EVENT_KEY = "msc4354_sticky"
+SYNC_SECTION = "msc4354_sticky"
+REMAINING_KEY = "msc4354_sticky_duration_ttl_ms"
+VERSIONS_FLAG = "org.matrix.msc4354"
+DELAY_ID_KEY = "org.matrix.msc4140.delay_id"
+
+HOUR_MS = 3_600_000
+
+
+def text(body: str) -> JsonDict:
+    """The content of a text message."""
+    return {"msgtype": "m.text", "body": body}
+
+
+def now_ms() -> int:
+    """The time in ms since the epoch; servers and tests share a clock."""
+    return int(time.time() * 1000)
+
+
+# Reading answers
+
+
+def ids(events: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The ids of events, in their order."""
+    return [event["event_id"] for event in events]
+
+
+def joined_room(answer: JsonDict, room_id: str) -> JsonDict:
+    """What `/sync` says of a joined room; empty if it says nothing."""
+    room: JsonDict = answer.get("rooms", {}).get("join", {}).get(room_id, {})
+    return room
+
+
+def sticky_in(answer: JsonDict, room_id: str) -> list[JsonDict]:
+    """The events in a joined room's section of sticky events in `/sync`."""
+    events: list[JsonDict] = joined_room(answer, room_id).get(SYNC_SECTION, {}).get("events", [])
+    return events
+
+
+def timeline_in(answer: JsonDict, room_id: str) -> list[JsonDict]:
+    """The events in a joined room's timeline in `/sync`."""
+    events: list[JsonDict] = joined_room(answer, room_id).get("timeline", {}).get("events", [])
+    return events
+
+
+def all_sticky_in(answer: JsonDict) -> list[JsonDict]:
+    """The events in the sections of all rooms."""
+    rooms = answer.get("rooms", {}).get("join", {})
+    return [event for room_id in rooms for event in sticky_in(answer, room_id)]
+
+
+def remaining_ms(event: JsonDict) -> int | None:
+    """For how many more ms an answer says that an event is sticky; None if it says nothing."""
+    remaining: int | None = event.get("unsigned", {}).get(REMAINING_KEY)
+    return remaining
+
+
+# Following tokens
+
+
+@dataclass
+class Followed:
+    """The answers of `/sync` that a client got, each with the token of the one before."""
+
+    next_batch: str | None
+    answers: list[JsonDict] = field(default_factory=list)
+
+    @property
+    def rooms(self) -> set[str]:
+        """The joined rooms that any of the answers had something to say of."""
+        return {room_id for a in self.answers for room_id in a.get("rooms", {}).get("join", {})}
+
+    def sticky(self, room_id: str) -> list[str]:
+        """The ids in a room's sections, each as often as it was delivered there."""
+        return [name for answer in self.answers for name in ids(sticky_in(answer, room_id))]
+
+    def timeline(self, room_id: str) -> list[str]:
+        """The ids in a room's timelines, each as often as it was delivered there."""
+        return [name for answer in self.answers for name in ids(timeline_in(answer, room_id))]
+
+    def seen(self, room_id: str) -> list[str]:
+        """The ids in a room's sections and timelines, each as often as it was delivered."""
+        return self.sticky(room_id) + self.timeline(room_id)
+
+
+def follow(
+    client: Client,
+    since: str | None = None,
+    *,
+    until: Callable[[Followed], object],
+    afterwards: int = 2,
+    timeout_s: float = 20,
+    timeout_ms: int = 1000,
+    **sync_arguments: Any,
+) -> Followed:
+    """Sync again and again, each time with the token of the last answer, until that is true.
+
+    Then `afterwards` times more without waiting, which is where an event that is delivered
+    twice would come again. `sync_arguments` are those of `Client.sync`.
+    """
+    followed = Followed(since)
+    deadline = time.monotonic() + timeout_s
+
+    def step(wait_ms: int) -> None:
+        answer = client.sync(followed.next_batch, timeout_ms=wait_ms, **sync_arguments)
+        followed.answers.append(answer)
+        followed.next_batch = answer["next_batch"]
+
+    step(0)
+    while not until(followed):
+        seen = {room_id: followed.seen(room_id) for room_id in followed.rooms}
+        assert time.monotonic() < deadline, f"not within {timeout_s} s; delivered were: {seen}"
+        step(timeout_ms)
+    for _ in range(afterwards):
+        step(0)
+    return followed
+
+
+def follow_until_seen(
+    client: Client, room_id: str, event_ids: Iterable[str], since: str | None = None, **more: Any
+) -> Followed:
+    """`follow` until all these events of a room were in a section or a timeline."""
+    wanted = set(event_ids)
+    return follow(client, since, until=lambda f: wanted <= set(f.seen(room_id)), **more)
+
+
+def assert_once(followed: Followed, room_id: str, event_ids: Iterable[str]) -> None:
+    """Each of these was delivered exactly once, in a section or a timeline."""
+    seen = followed.seen(room_id)
+    counts = {event_id: seen.count(event_id) for event_id in event_ids}
+    wrong = {event_id: count for event_id, count in counts.items() if count != 1}
+    assert not wrong, f"not delivered once, of {len(counts)} events: {wrong}"
+
+
+def wait_for_readers(client: Client, room_id: str, event_id: str) -> None:
+    """Wait until this event is the newest one of its room to every client reader."""
+    for url in client.homeserver.client_urls:
+        reader = client.via(url)
+        eventually(
+            lambda reader=reader: ids(reader.messages(room_id, limit=1)["chunk"]) == [event_id],  # type: ignore[misc]
+            what=f"{event_id} known to {url}",
+        )
+
+
+def quiet_token(client: Client) -> str:
+    """A token after which no client reader has any news for this client."""
+    token: str = client.sync()["next_batch"]
+    deadline = time.monotonic() + 20
+    while True:
+        assert time.monotonic() < deadline, "there is always something new"
+        before = token
+        rooms: list[JsonDict] = []
+        for url in client.homeserver.client_urls:
+            answer = client.via(url).sync(token)
+            token = answer["next_batch"]
+            rooms.append(answer.get("rooms", {}))
+        if token == before and not any(rooms):
+            return token
+
+
+# Sending and waiting
+
+
+def send_sticky(client: Client, room_id: str, count: int = 1, **arguments: Any) -> list[str]:
+    """Send that many sticky messages, by default for an hour. Returns their ids, oldest first."""
+    arguments.setdefault("sticky_ms", HOUR_MS)
+    return [client.send(room_id, **arguments) for _ in range(count)]
+
+
+def send_plain(client: Client, room_id: str, count: int) -> list[str]:
+    """Send that many ordinary messages, to push others out of a timeline's window."""
+    return [client.send(room_id) for _ in range(count)]
+
+
+def is_recorded(homeserver: Homeserver, event_id: str) -> bool:
+    """Whether there is a row for the event in the module's table."""
+    query = "SELECT event_id FROM synapse_sticky_events WHERE event_id = ?"
+    return bool(homeserver.query(query, event_id))
+
+
+def stored_pdu(homeserver: Homeserver, event_id: str) -> JsonDict:
+    """An event as Synapse has stored it; raises `ValueError` if it has not."""
+    ((stored,),) = homeserver.query("SELECT json FROM event_json WHERE event_id = ?", event_id)
+    pdu: JsonDict = json.loads(stored)
+    return pdu
+
+
+def sleep_until(moment_ms: int) -> None:
+    """Sleep until a known moment, such as an expiry, has passed."""
+    time.sleep(max(0, moment_ms - now_ms() + 1) / 1000)
+
+
+def unique(prefix: str = "t") -> str:
+    """A name that nothing else has."""
+    return f"{prefix}{secrets.token_hex(5)}"

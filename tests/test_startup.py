@@ -1,0 +1,440 @@
+"""What the module does when Synapse starts: refuse, create and upgrade its tables, catch up."""
+
+import importlib.metadata
+import shutil
+import threading
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests import saboteurs
+from tests.conftest import MakeHomeserver
+from tests.harness.client import JsonDict
+from tests.harness.homeserver import MODULE, Homeserver
+from tests.harness.postgres import PostgresServer
+from tests.harness.remote import RemoteServer
+from tests.harness.wait import eventually
+from tests.sliding import Connection, drained
+from tests.support import (
+    HOUR_MS,
+    assert_once,
+    follow_until_seen,
+    ids,
+    is_recorded,
+    now_ms,
+    remaining_ms,
+    send_plain,
+    send_sticky,
+    sticky_in,
+    timeline_in,
+)
+
+SYNAPSE_VERSION = importlib.metadata.version("matrix-synapse")
+OUR_TABLES = {
+    "sqlite": "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE ?",
+    "postgres": "SELECT tablename FROM pg_tables WHERE tablename LIKE ?",
+}
+
+
+def our_tables(homeserver: Homeserver, kind: str) -> set[str]:
+    """The names of the module's tables."""
+    return {name for (name,) in homeserver.query(OUR_TABLES[kind], "synapse_sticky%")}
+
+
+def drop_tables(homeserver: Homeserver, kind: str) -> None:
+    """Make the database one that has never seen the module."""
+    for table in our_tables(homeserver, kind):
+        homeserver.execute(f"DROP TABLE {table}")
+    assert not our_tables(homeserver, kind)
+
+
+def sabotage(homeserver: Homeserver, name: str, config: JsonDict | None = None) -> None:
+    """Let a saboteur do its work whenever this homeserver starts."""
+    shutil.copy(saboteurs.__file__, homeserver.directory / "saboteurs.py")
+    modules: list[JsonDict] = [
+        {"module": f"saboteurs.{name}", "config": config or {}},
+        {"module": MODULE, "config": {}},
+    ]
+    homeserver.reconfigure(extra_config={"modules": modules})
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("config", "path", "complaints"),
+    [
+        ({"max_events_per_synk": 5}, ".max_events_per_synk", ["max_events_per_sync"]),
+        ({"max_events_per_sync": 0}, ".max_events_per_sync", ["found 0", "1 to 100"]),
+        ({"poll_interval": 5}, ".poll_interval", ["found 5", "500ms"]),
+        (["cleanup_interval"], "", ["found ['cleanup_interval']"]),
+    ],
+)
+def test_mistakes_in_the_configuration(
+    make_homeserver: MakeHomeserver, config: Any, path: str, complaints: list[str]
+) -> None:
+    """Synapse does not start, and says which option is wrong, and what is right."""
+    module = {"module": MODULE, "config": config}
+    homeserver = make_homeserver(extra_config={"modules": [module]})
+    output = homeserver.start_expecting_failure()
+    for complaint in (f"'modules.<item 0>.config{path}'", *complaints):
+        assert complaint in output
+    # A mistake of the administrator's, and no crash.
+    assert "Traceback" not in output
+
+
+def test_synapses_own_sticky_events(make_homeserver: MakeHomeserver) -> None:
+    """Both at once would get in each other's way. The message says what to change."""
+    homeserver = make_homeserver(extra_config={"experimental_features": {"msc4354_enabled": True}})
+    output = homeserver.start_expecting_failure()
+    for word in ("msc4354_enabled: true", "experimental_features", "homeserver.yaml", "`modules`"):
+        assert word in output
+    homeserver.reconfigure(extra_config={})
+    homeserver.start()
+
+
+def test_synapse_that_is_too_old(make_homeserver: MakeHomeserver) -> None:
+    """Before the oldest version that the module was tested with, it refuses."""
+    homeserver = make_homeserver()
+    for version in ("1.147.1", "1.148.0rc1"):
+        sabotage(homeserver, "OtherVersion", {"version": version})
+        output = homeserver.start_expecting_failure()
+        assert f"needs Synapse 1.148.0 or later, and this is {version}" in output
+
+
+def test_synapse_that_is_newer_than_tested(make_homeserver: MakeHomeserver) -> None:
+    """It starts, and says once that nobody has tried this."""
+    homeserver = make_homeserver()
+    sabotage(homeserver, "OtherVersion", {"version": "99.1.0"})
+    homeserver.start()
+    warnings = [
+        line
+        for line in homeserver.log().splitlines()
+        if " WARNING synapse_sticky" in line and "99.1.0" in line
+    ]
+    assert len(warnings) == 1
+    assert "1.148.0 to " in warnings[0]
+    alice = homeserver.register()
+    room = alice.create_room()
+    (event_id,) = send_sticky(alice, room)
+    follow_until_seen(alice, room, [event_id])
+
+
+@pytest.mark.parametrize(
+    ("saboteur", "complaint"),
+    [
+        ("WithoutSyncMethod", "SyncHandler._generate_sync_entry_for_rooms is not there"),
+        (
+            "OtherSyncParameter",
+            "SyncHandler._generate_sync_entry_for_rooms does not take sync_result_builder",
+        ),
+        (
+            "OtherVisibilityParameter",
+            "visibility.filter_and_transform_events_for_client does not take always_include_ids",
+        ),
+        ("WithoutTokenSlot", "StreamToken.groups_key is not there"),
+    ],
+)
+def test_seams_that_do_not_fit(
+    make_homeserver: MakeHomeserver, saboteur: str, complaint: str
+) -> None:
+    """A Synapse whose insides have changed is refused, rather than served wrongly."""
+    homeserver = make_homeserver()
+    sabotage(homeserver, saboteur)
+    output = homeserver.start_expecting_failure()
+    assert complaint in output
+    assert f"does not fit Synapse {SYNAPSE_VERSION}" in output
+    assert "tested with Synapse 1.148.0 to " in output
+
+
+# Tables
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_tables_of_the_first_version(make_homeserver: MakeHomeserver, kind: str) -> None:
+    """They are upgraded, and what stands in them goes on to count."""
+    homeserver = make_homeserver(kind)
+    homeserver.start()
+    newest = homeserver.query("SELECT version, compatible_version FROM synapse_sticky_schema")
+    tables = our_tables(homeserver, kind)
+    alice, bob = homeserver.register(), homeserver.register()
+    room = alice.create_room(preset="public_chat")
+    bob.join(room)
+    (event_id,) = send_sticky(alice, room)
+    since = follow_until_seen(bob, room, [event_id]).next_batch
+    homeserver.stop()
+
+    select_events = (
+        "SELECT event_id, room_id, sender, expires_ts, revision, position, held_reason"
+        " FROM synapse_sticky_events"
+    )
+    select_progress = (
+        "SELECT events_stream, backfill_stream, un_partial_stated_stream, last_position"
+        " FROM synapse_sticky_progress"
+    )
+    events, progress = homeserver.query(select_events), homeserver.query(select_progress)
+    drop_tables(homeserver, kind)
+    for statement in script_statements(1):
+        homeserver.execute(statement)
+    insert(homeserver, "synapse_sticky_events", events)
+    for row in progress:
+        homeserver.execute(
+            "INSERT INTO synapse_sticky_progress (events_stream, backfill_stream,"
+            " un_partial_stated_stream, last_position) VALUES (?, ?, ?, ?)",
+            *row,
+        )
+    homeserver.execute(
+        "CREATE TABLE synapse_sticky_schema (lock CHAR(1) NOT NULL DEFAULT 'X' UNIQUE,"
+        " version INTEGER NOT NULL, compatible_version INTEGER NOT NULL, CHECK (lock = 'X'))"
+    )
+    homeserver.execute(
+        "INSERT INTO synapse_sticky_schema (version, compatible_version) VALUES (1, 1)"
+    )
+
+    position = homeserver.log_position()
+    homeserver.start()
+    select_newest = "SELECT version, compatible_version FROM synapse_sticky_schema"
+    assert homeserver.query(select_newest) == newest
+    assert our_tables(homeserver, kind) == tables
+    assert homeserver.query(select_events) == events
+    (later,) = send_sticky(alice, room)
+    followed = follow_until_seen(bob, room, [later], since)
+    assert followed.seen(room) == [later]
+    assert_once(follow_until_seen(alice, room, [event_id, later]), room, [event_id, later])
+    assert homeserver.problems_since(position) == ""
+
+
+def script_statements(version: int) -> list[str]:
+    """The statements of one of the module's schema files."""
+    schema = files("synapse_sticky.storage").joinpath("schema")
+    (script,) = [
+        entry.read_text() for entry in schema.iterdir() if entry.name.startswith(f"{version:04}_")
+    ]
+    lines = [line for line in script.splitlines() if not line.startswith("--")]
+    return [statement for statement in "\n".join(lines).split(";") if statement.strip()]
+
+
+def insert(homeserver: Homeserver, table: str, rows: Iterable[tuple[Any, ...]]) -> None:
+    """Insert rows, the columns in their order."""
+    for row in rows:
+        marks = ", ".join("?" * len(row))
+        homeserver.execute(f"INSERT INTO {table} VALUES ({marks})", *row)
+
+
+@pytest.mark.slow
+def test_tables_of_a_later_version(make_homeserver: MakeHomeserver) -> None:
+    """They are used if their writer says that one can, and left alone otherwise."""
+    homeserver = make_homeserver()
+    homeserver.start()
+    alice = homeserver.register()
+    room = alice.create_room()
+    (event_id,) = send_sticky(alice, room)
+    eventually(lambda: is_recorded(homeserver, event_id), what="the row")
+    homeserver.stop()
+    update = "UPDATE synapse_sticky_schema SET version = 999, compatible_version = ?"
+    select = "SELECT version, compatible_version FROM synapse_sticky_schema"
+
+    homeserver.execute(update, 999)
+    output = homeserver.start_expecting_failure()
+    assert "have version 999 and need a synapse_sticky that knows version 999 or later" in output
+    assert "Install the newer synapse_sticky again" in output
+    assert homeserver.query(select) == [(999, 999)]
+    assert is_recorded(homeserver, event_id)
+
+    homeserver.execute(update, 1)
+    homeserver.start()
+    (later,) = send_sticky(alice, room)
+    assert_once(follow_until_seen(alice, room, [event_id, later]), room, [event_id, later])
+    assert homeserver.query(select) == [(999, 1)]
+
+
+def migrate_at_once(database: JsonDict, count: int) -> list[BaseException]:
+    """Migrate from many threads at the same moment, and return what was raised."""
+    from synapse.config.database import DatabaseConnectionConfig
+    from synapse.storage.engines import create_engine
+
+    from synapse_sticky.seams.database import MigrationConnection
+    from synapse_sticky.storage.migrations import migrate
+
+    config = DatabaseConnectionConfig("master", database)
+    pool = SimpleNamespace(_database_config=config, engine=create_engine(config.config))
+    stores = SimpleNamespace(main=SimpleNamespace(db_pool=pool))
+    # As much of a homeserver as there is at that moment.
+    hs: Any = SimpleNamespace(hostname="test", get_datastores=lambda: stores)
+    errors: list[BaseException] = []
+    barrier = threading.Barrier(count, timeout=60)
+
+    def run() -> None:
+        try:
+            connection = MigrationConnection(hs)
+            try:
+                barrier.wait()
+                migrate(connection)
+            finally:
+                connection.close()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return errors
+
+
+def test_migrations_at_once_on_postgres(request: pytest.FixtureRequest) -> None:
+    """All processes migrate when they start. One does the work, the others wait and agree."""
+    if "postgres" not in request.config.getoption("--deployments"):
+        pytest.skip("needs the deployment postgres")
+    import psycopg2
+
+    server: PostgresServer = request.getfixturevalue("postgres")
+    for _ in range(10):
+        database = server.create_database()
+        assert migrate_at_once({"name": "psycopg2", "args": dict(database)}, 8) == []
+        connection = psycopg2.connect(**database)
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM synapse_sticky_schema")
+            assert cursor.fetchone() == (1,)
+            cursor.execute("SELECT count(*) FROM synapse_sticky_events")
+        connection.close()
+
+
+def test_migrations_at_once_on_sqlite(tmp_path: Path) -> None:
+    """There is only one process then, but perhaps a tool beside it."""
+    for number in range(10):
+        path = tmp_path / f"{number}.db"
+        assert migrate_at_once({"name": "sqlite3", "args": {"database": str(path)}}, 1) == []
+        path = tmp_path / f"many{number}.db"
+        # Synapse's own tables are there already, and with them the journal's mode.
+        prepare_sqlite(path)
+        assert migrate_at_once({"name": "sqlite3", "args": {"database": str(path)}}, 4) == []
+
+
+def prepare_sqlite(path: Path) -> None:
+    """Make an empty database as Synapse does."""
+    import sqlite3
+
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("CREATE TABLE something (number INTEGER)")
+    connection.close()
+
+
+@pytest.mark.slow
+def test_workers_starting_at_once(make_homeserver: MakeHomeserver) -> None:
+    """Six processes find no tables. No log has anything to complain about, each time."""
+    homeserver = make_homeserver("workers", module=False)
+    homeserver.start()
+    alice = homeserver.register()
+    room = alice.create_room()
+    homeserver.stop()
+    homeserver.reconfigure(module=True)
+    for _ in range(2):
+        assert our_tables(homeserver, "postgres") == set()
+        position = homeserver.log_position()
+        homeserver.start()
+        (event_id,) = send_sticky(alice, room)
+        assert_once(follow_until_seen(alice, room, [event_id]), room, [event_id])
+        homeserver.stop()
+        assert homeserver.problems_since(position) == ""
+        drop_tables(homeserver, "postgres")
+
+
+# What was there before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_events_from_before_the_first_start(
+    make_homeserver: MakeHomeserver, remote: RemoteServer, kind: str
+) -> None:
+    """What other servers sent while there was no module is delivered while it is sticky."""
+    # C1, C9, K3
+    homeserver = make_homeserver(kind, federation=True, module=False)
+    homeserver.start()
+    alice, bob = homeserver.register(), homeserver.register()
+    room = alice.create_room(preset="public_chat")
+    bob.join(room)
+    carol = remote.join(homeserver, room, "carol")
+
+    def send(sticky: Any, **arguments: Any) -> str:
+        return remote.send_event(room, carol, msc4354_sticky=sticky, **arguments).event_id
+
+    sent = now_ms()
+    lasting = [send({"duration_ms": HOUR_MS}) for _ in range(2)]
+    received = now_ms()
+    # Expired, expired long ago, malformed, and redacted.
+    send({"duration_ms": 1})
+    send({"duration_ms": 60_000}, origin_server_ts=now_ms() - 120_000)
+    send({"duration_ms": "1000"})
+    redacted = send({"duration_ms": HOUR_MS})
+    remote.send_event(room, carol, {"redacts": redacted}, "m.room.redaction", redacts=redacted)
+    last = remote.send_event(room, carol).event_id
+    eventually(lambda: last in ids(timeline_in(bob.sync(), room)), what="the last event")
+    since = bob.sync()["next_batch"]
+    sliding = Connection(bob)
+    sliding.ask()
+    send_plain(alice, room, 3)
+    homeserver.stop()
+
+    homeserver.reconfigure(module=True)
+    homeserver.start()
+    short = {"room": {"timeline": {"limit": 1}}}
+    for client, token in ((alice, None), (bob, since)):
+        followed = follow_until_seen(client, room, lasting, token, filter=short)
+        assert followed.sticky(room) == lasting
+    assert drained(sliding.drain(), room) == lasting
+    asked = now_ms()
+    events = sticky_in(alice.sync(filter=short), room)
+    assert ids(events) == lasting
+    for event in events:
+        # Counted from when it was received, which was before the module was there.
+        remaining = remaining_ms(event)
+        assert remaining is not None
+        assert sent + HOUR_MS - now_ms() <= remaining <= received + HOUR_MS - asked
+
+
+@pytest.mark.slow
+def test_events_from_while_the_module_was_away(
+    make_homeserver: MakeHomeserver, remote: RemoteServer
+) -> None:
+    """Taken out and put back, the module delivers what came in between, and nothing twice."""
+    # C9
+    homeserver = make_homeserver(federation=True)
+    homeserver.start()
+    alice = homeserver.register()
+    room = alice.create_room(preset="public_chat")
+    carol = remote.join(homeserver, room, "carol")
+    sticky = {"duration_ms": HOUR_MS}
+    first = remote.send_event(room, carol, msc4354_sticky=sticky).event_id
+    since = follow_until_seen(alice, room, [first]).next_batch
+    sliding = Connection(alice)
+    assert drained(sliding.drain(), room) == [first]
+    homeserver.stop()
+
+    homeserver.reconfigure(module=False)
+    homeserver.start()
+    meanwhile = [remote.send_event(room, carol, msc4354_sticky=sticky).event_id for _ in range(2)]
+    eventually(
+        lambda: set(meanwhile) <= set(ids(timeline_in(alice.sync(), room))),
+        what="the events from in between",
+    )
+    send_plain(alice, room, 3)
+    homeserver.stop()
+
+    homeserver.reconfigure(module=True)
+    homeserver.start()
+    last = remote.send_event(room, carol, msc4354_sticky=sticky).event_id
+    short = {"room": {"timeline": {"limit": 1}}}
+    followed = follow_until_seen(alice, room, [*meanwhile, last], since, filter=short)
+    assert_once(followed, room, [*meanwhile, last])
+    assert first not in followed.seen(room)
+    assert followed.sticky(room)[:2] == meanwhile
+    assert drained(sliding.collect(room, [*meanwhile, last]), room) == [*meanwhile, last]

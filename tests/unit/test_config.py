@@ -1,0 +1,168 @@
+"""The module's configuration: what is taken, and how a mistake is reported."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from synapse.module_api.errors import ConfigError
+
+from synapse_sticky import StickyEventsModule
+from synapse_sticky.config import StickyEventsConfig
+
+WHOLE_NUMBERS = {"max_events_per_sync": (1, 100)}
+DURATIONS = {"cleanup_interval": (1_000, 3_600_000), "poll_interval": (500, 60_000)}
+OPTIONS = [*WHOLE_NUMBERS, *DURATIONS]
+
+
+def _mistake(options: Any) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        StickyEventsModule.parse_config(options)
+    return caught.value
+
+
+def _parsed(options: Any) -> StickyEventsConfig:
+    return StickyEventsModule.parse_config(options)
+
+
+@pytest.mark.parametrize("options", [None, {}])
+def test_everything_has_a_default(options: Any) -> None:
+    # C4
+    config = _parsed(options)
+    assert config == StickyEventsConfig()
+    assert config.max_events_per_sync == 100
+    assert config.cleanup_interval_ms == 60_000
+    assert config.poll_interval_ms == 5_000
+
+
+def test_options_are_taken() -> None:
+    config = _parsed({"max_events_per_sync": 7, "cleanup_interval": "2m", "poll_interval": "700ms"})
+    assert config.max_events_per_sync == 7
+    assert config.cleanup_interval_ms == 120_000
+    assert config.poll_interval_ms == 700
+
+
+@pytest.mark.parametrize(
+    ("text", "milliseconds"),
+    [("1s", 1_000), ("1000ms", 1_000), ("90s", 90_000), ("60m", 3_600_000), ("1h", 3_600_000)],
+)
+def test_durations(text: str, milliseconds: int) -> None:
+    assert _parsed({"cleanup_interval": text}).cleanup_interval_ms == milliseconds
+
+
+@pytest.mark.parametrize("options", [[], ["max_events_per_sync"], "on", 5, True, 0, ""])
+def test_the_whole_must_be_a_block(options: Any) -> None:
+    mistake = _mistake(options)
+    assert list(mistake.path or ()) == []
+    assert repr(options) in mistake.msg
+    assert "block" in mistake.msg
+
+
+@pytest.mark.parametrize("name", ["no_such_option", "Max_events_per_sync", "poll_interval_ms", ""])
+def test_unknown_options(name: str) -> None:
+    mistake = _mistake({"poll_interval": "5s", name: 1})
+    assert list(mistake.path or ()) == [name]
+    assert repr(name) in mistake.msg
+    for known in OPTIONS:
+        assert known in mistake.msg
+
+
+@pytest.mark.parametrize("name", [5, None, True, 1.5, ("a",)])
+def test_options_whose_name_is_no_text(name: Any) -> None:
+    mistake = _mistake({name: 1})
+    assert list(mistake.path or ()) == [str(name)]
+    assert repr(name) in mistake.msg
+
+
+any_value = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(-5, 105),
+    st.floats(),
+    st.text(),
+    st.from_regex(r"\A[0-9]{1,12}(ms|s|m|h|d|)\Z"),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=5), st.integers(), max_size=2),
+)
+
+
+@given(st.sampled_from(list(WHOLE_NUMBERS)), any_value)
+def test_whole_numbers_are_checked(name: str, value: Any) -> None:
+    smallest, largest = WHOLE_NUMBERS[name]
+    # YAML's `yes` and `1.0` are none.
+    if type(value) is int and smallest <= value <= largest:
+        assert getattr(_parsed({name: value}), name) == value
+    else:
+        _assert_reported(name, value, f"from {smallest} to {largest}")
+
+
+@given(st.sampled_from(list(DURATIONS)), any_value)
+def test_durations_are_checked(name: str, value: Any) -> None:
+    shortest_ms, longest_ms = DURATIONS[name]
+    milliseconds = _milliseconds(value)
+    if milliseconds is not None and shortest_ms <= milliseconds <= longest_ms:
+        assert getattr(_parsed({name: value}), f"{name}_ms") == milliseconds
+    else:
+        _assert_reported(name, value, f"from {shortest_ms} ms to {longest_ms} ms")
+
+
+def _milliseconds(value: Any) -> int | None:
+    """What a text stands for if it is ASCII digits and a unit."""
+    units = (("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000))
+    for unit, factor in units if isinstance(value, str) else ():
+        number = value.removesuffix(unit)
+        if number != value and number.isascii() and number.isdigit():
+            return int(number) * factor
+    return None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_events_per_sync", True),
+        ("max_events_per_sync", "100"),
+        ("max_events_per_sync", 0),
+        ("max_events_per_sync", 101),
+        ("max_events_per_sync", None),
+        ("max_events_per_sync", {"value": 5}),
+        ("cleanup_interval", 5),
+        ("cleanup_interval", "5"),
+        ("cleanup_interval", "5 s"),
+        ("cleanup_interval", "5s\n"),
+        ("cleanup_interval", "-5s"),
+        ("cleanup_interval", "0.5h"),
+        ("cleanup_interval", "1d"),
+        ("cleanup_interval", "999ms"),
+        ("cleanup_interval", "61m"),
+        ("cleanup_interval", "\u0665s"),
+        ("cleanup_interval", "9" * 5_000 + "s"),
+        ("poll_interval", True),
+        ("poll_interval", ["5s"]),
+        ("poll_interval", "499ms"),
+        ("poll_interval", "61s"),
+        ("poll_interval", None),
+    ],
+)
+def test_mistakes_of_an_admin(name: str, value: Any) -> None:
+    bounds = WHOLE_NUMBERS.get(name) or DURATIONS[name]
+    _assert_reported(name, value, *map(str, bounds))
+
+
+def _assert_reported(name: str, value: Any, *allowed: str) -> None:
+    """The path of the option, what was found, and what is allowed."""
+    mistake = _mistake({name: value})
+    assert list(mistake.path or ()) == [name]
+    assert repr(value) in mistake.msg
+    for words in allowed:
+        assert words in mistake.msg
+
+
+def test_the_first_mistake_is_reported_whatever_else_is_right() -> None:
+    mistake = _mistake({"poll_interval": "5s", "cleanup_interval": 60, "max_events_per_sync": 3})
+    assert list(mistake.path or ()) == ["cleanup_interval"]
+
+
+def test_the_configuration_cannot_change_later() -> None:
+    with pytest.raises(AttributeError):
+        _parsed(None).max_events_per_sync = 5  # type: ignore[misc]

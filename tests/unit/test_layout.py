@@ -1,0 +1,172 @@
+"""What the package may import, and where it spells things out."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import synapse_sticky
+
+PACKAGE = Path(synapse_sticky.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+PUBLIC = {
+    "synapse.module_api",
+    "synapse.module_api.errors",
+    "synapse.api.errors",
+    "synapse.types",
+}
+# Wire names that say nothing of MSC4354 by themselves.
+PLAIN_NAMES = {"duration_ms"}
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def _imported(tree: ast.AST) -> Iterator[str]:
+    """The modules that are imported, and what might be one: `from a import b` gives `a.b` too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports are not used here"
+            yield node.module or ""
+        elif (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func).endswith(("import_module", "__import__"))
+            and node.args
+        ):
+            yield ast.literal_eval(node.args[0])
+
+
+def _internals(tree: ast.AST) -> set[str]:
+    """What is imported of Synapse that it does not offer to modules."""
+    return {
+        name for name in _imported(tree) if name.split(".")[0] == "synapse" and name not in PUBLIC
+    }
+
+
+def _texts(tree: ast.AST) -> Iterator[str]:
+    """All text constants but docstrings, those within f-strings included."""
+    # What stands by itself is a docstring, of a module down to a single constant.
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and id(node) not in docstrings:
+            if isinstance(node.value, bytes):
+                yield node.value.decode("latin-1")
+            elif isinstance(node.value, str):
+                yield node.value
+
+
+def _wire_names() -> set[str]:
+    tree = ast.parse((PACKAGE / "names.py").read_text(encoding="utf-8"))
+    return set(_texts(tree))
+
+
+def _spelled_out(tree: ast.AST) -> set[str]:
+    """The wire names that a file spells out itself."""
+    return {
+        name
+        for text in _texts(tree)
+        for name in _wire_names()
+        if (text == name if name in PLAIN_NAMES else name in text)
+    }
+
+
+def _tree(path: Path) -> ast.AST:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def test_there_is_something_to_look_at() -> None:
+    names = [_name(path) for path in SOURCES]
+    assert len(names) > 15
+    assert "seams/sync.py" in names
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_only_seams_import_internals(path: Path) -> None:
+    if path.relative_to(PACKAGE).parts[0] != "seams":
+        assert _internals(_tree(path)) == set()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_wire_names_have_one_place(path: Path) -> None:
+    if _name(path) != "names.py":
+        assert _spelled_out(_tree(path)) == set()
+
+
+def test_wire_names_are_not_in_the_schema() -> None:
+    scripts = sorted(PACKAGE.rglob("*.sql"))
+    assert scripts
+    for path in scripts:
+        text = path.read_text(encoding="utf-8")
+        assert not [name for name in _wire_names() if name in text], path.name
+
+
+def test_the_wire_names() -> None:
+    # S7: what other programs are to find there, as of the newest text of MSC4354
+    assert _wire_names() >= {
+        "org.matrix.msc4354",
+        "org.matrix.msc4354.sticky_duration_ms",
+        "org.matrix.msc4354.sticky_events",
+        "msc4354_sticky",
+        "msc4354_sticky_duration_ttl_ms",
+        "duration_ms",
+    }
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_layers_do_not_reach_back(path: Path) -> None:
+    """The arithmetic imports neither Synapse nor anything that does."""
+    pure = {"names", "stickiness", "index", "section", "streams", "tokens"}
+    if _name(path).removesuffix(".py") in pure:
+        ours = {name for name in _imported(_tree(path)) if name.startswith("synapse")}
+        assert ours <= {f"synapse_sticky.{name}" for name in pure}
+    # Nothing but __init__ needs the class that wires everything together.
+    elif _name(path) != "__init__.py":
+        assert "synapse_sticky.module" not in set(_imported(_tree(path)))
+
+
+def test_no_test_helpers_are_imported() -> None:
+    for path in SOURCES:
+        for name in _imported(_tree(path)):
+            assert name.split(".")[0] not in ("tests", "pytest", "hypothesis"), _name(path)
+
+
+# The checks themselves
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import synapse.handlers.sync", {"synapse.handlers.sync"}),
+        ("import synapse", {"synapse"}),
+        ("from synapse import visibility", {"synapse"}),
+        ("from synapse.api import errors", {"synapse.api"}),
+        ("from synapse.types.state import StateFilter", {"synapse.types.state"}),
+        ("def f():\n    from synapse.server import HomeServer", {"synapse.server"}),
+        ("import importlib\nimportlib.import_module('synapse.x')", {"synapse.x"}),
+        ("from synapse.types import JsonDict\nfrom synapse.module_api import ModuleApi", set()),
+        ("from synapse.api.errors import Codes", set()),
+        ("import synapse_sticky.seams.sync", set()),
+    ],
+)
+def test_what_counts_as_internal(source: str, expected: set[str]) -> None:
+    assert _internals(ast.parse(source)) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("x = 'msc4354_sticky'", {"msc4354_sticky"}),
+        ("x = {'duration_ms': 5}", {"duration_ms"}),
+        ("x = f'{a}.msc4354_sticky'", {"msc4354_sticky"}),
+        ("x = b'org.matrix.msc4354'", {"org.matrix.msc4354"}),
+        ("f('cleanup_duration_ms', 'msc4354_enabled')", set()),
+        ("'''About msc4354_sticky.'''", set()),
+        ("x = 1\n'''As msc4354_sticky.'''", set()),
+    ],
+)
+def test_what_counts_as_spelled_out(source: str, expected: set[str]) -> None:
+    assert _spelled_out(ast.parse(source)) == expected
