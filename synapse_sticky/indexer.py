@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _WATCH_INTERVAL_MS: Final = 1_000
 # In busy times one look finds several events: they wait this long for each
 # other, unless a request waits for one of them.
-_MIN_INTERVAL_MS: Final = 20
+_MIN_INTERVAL_MS: Final = 50
 # How much of a stream one look takes, and how much may be read anew after a
 # kill. A row costs a few microseconds.
 _STEP: Final = 5_000
@@ -70,7 +70,7 @@ class Indexer:
 
     def on_stream_change(self) -> None:
         """A stream may have moved. Never raises, and is cheap when it did not."""
-        if self._scheduled or self._running:
+        if self._scheduled or self._running or not self._has_news():
             return
         wait_ms = self._last_run_ts + _MIN_INTERVAL_MS - self._now_ts()
         if wait_ms <= 0:
@@ -117,6 +117,7 @@ class Indexer:
         if self._run_again:
             self.run_now()
         elif self._read is not None:
+            # What was written meanwhile. After a failure the next watch tries again.
             self.on_stream_change()
 
     async def _read_news(self) -> None:

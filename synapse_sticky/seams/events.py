@@ -78,7 +78,7 @@ class EventSource:
         """
         events = await self._store.get_events_as_list(event_ids)
         visible = await visibility.filter_and_transform_events_for_client(
-            self._storage, user_id, [e for e in events if sticky_duration_ms(e) is not None]
+            self._storage, user_id, events
         )
         by_id = {
             event_of(client_event).event_id: client_event
