@@ -18,7 +18,8 @@ OLDEST = "1.148.0"
 # Whatever pip finds.
 NEWEST = "newest"
 
-# Older releases of Synapse also take a later one, and then do not start with Redis.
+# Older releases of Synapse allow a later one, and then do not start with Redis. Not for the newest:
+# if that needed a later one, pip would quietly choose an older Synapse.
 FOR_OLDER_RELEASES = ["txredisapi<1.6"]
 
 # Synapse needs a while to end in an orderly way.

@@ -47,7 +47,7 @@ class Extent:
     idle_rounds: int
 
 
-FULL: Final = Extent(40, 10, 65, 200, 200, [0, 1_000, 10_000, 100_000], 5, 6)
+FULL: Final = Extent(40, 10, 58, 200, 200, [0, 1_000, 10_000, 100_000], 5, 6)
 QUICK: Final = Extent(5, 5, 20, 40, 40, [0, 1_000, 100_000], 2, 2)
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """What a process has used so far: CPU time and memory. Linux only."""
 
+import contextlib
 import re
 import time
 from collections.abc import Iterable
@@ -47,9 +48,20 @@ def settle(pid: int) -> None:
     while time.monotonic() < deadline:
         time.sleep(_STEP_S)
         now = cpu_ns(pid)
-        if now - before < _QUIET_NS:
+        if now - before < _QUIET_NS and not _is_working(pid):
             return
         before = now
+
+
+def _is_working(pid: int) -> bool:
+    """Whether a thread wants a processor, even if it gets none, or waits for the disk."""
+    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            # The name before the state may contain anything.
+            state = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
+            if state in ("R", "D"):
+                return True
+    return False
 
 
 def machine_busy_s() -> float:

@@ -82,6 +82,7 @@ def targets(results: Results) -> list[Target]:
                 1.1,
             )
             for m in results.growth
+            if m.wall_ms
         ),
         Target(
             "Memory for a live sticky event",

@@ -43,7 +43,9 @@ def listed_on_page() -> dict[str, set[str]]:
         if match := _HEADING.match(line):
             current = listed[match.group(1)] = set()
         elif match := _LIST.match(line):
-            current |= {f"{match.group(1)}::{name.strip('`')}" for name in match.group(2).split(", ")}
+            current |= {
+                f"{match.group(1)}::{name.strip('`')}" for name in match.group(2).split(", ")
+            }
     return listed
 
 

@@ -88,13 +88,13 @@ class Model:
         """All unexpired events, held or not."""
         return [e for e in self.events.values() if e.expires_ts > self.now_ts]
 
-    def due(self, user_id: str, rooms: set[str], since: int) -> list[tuple[int, int, str]]:
+    def due(self, user_id: str | None, rooms: set[str], since: int) -> list[tuple[int, int, str]]:
         """Where each event that a user has not seen is due, its position, and its id."""
         found = []
         for event in self.live():
             if event.position is None or event.room_id not in rooms:
                 continue
-            join = self.joins.get((user_id, event.room_id))
+            join = self.joins.get((user_id, event.room_id)) if user_id else None
             due_at = max(event.position, join.position if join else 0)
             if due_at > since:
                 found.append((due_at, event.position, event.event_id))
@@ -178,7 +178,7 @@ def test_due_is_what_the_model_says(
             st.integers(-2, 2)
         )
         many_rooms = rooms | {f"!{number}:elsewhere.org" for number in range(70)}
-        for user_id in USERS:
+        for user_id in (*USERS, None):
             for begin in (0, since):
                 expected = model.due(user_id, rooms, begin)
                 assert _plain(index.due(user_id, rooms, begin, model.now_ts)) == expected
