@@ -10,31 +10,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import attr
+
 from benchmarks.measure import Scenario
 from benchmarks.scenarios import IdleSync, Sync
 from benchmarks.server import STICKY, Server
 from benchmarks.world import World, copy_server
+from synapse_sticky.index import EventChange
 
 ROOMS: Final = 1_000
 """In how many rooms the events are. No user of ours is in any of them."""
 _LIFETIME_MS: Final = 3_600_000
-
-SeedRow = tuple[str, str, str, int, int]
-"""Event ID, room ID, sender, when it expires, and its position."""
+_FIRST_STREAM_ORDERING: Final = 10_000
 
 
-def seed_rows(count: int, now_ts: int) -> Iterator[SeedRow]:
+def seed_changes(count: int, now_ts: int) -> Iterator[EventChange]:
     """Sticky events that look like real ones. Each has a sender of its own.
 
     That is what calls look like: every participant has one sticky event.
     """
     for number in range(count):
-        yield (
-            f"${_digest('event', number)}",
-            f"!{_digest('room', number % ROOMS)}",
-            f"@participant-{number:06}:elsewhere.example.org",
-            now_ts + _LIFETIME_MS + number,
-            now_ts - count + number,
+        yield EventChange(
+            event_id=f"${_digest('event', number)}",
+            room_id=f"!{_digest('room', number % ROOMS)}",
+            sender=f"@participant-{number:06}:elsewhere.example.org",
+            position=now_ts - count + number,
+            expires_ts=now_ts + _LIFETIME_MS + number,
+            stream_ordering=_FIRST_STREAM_ORDERING + number,
         )
 
 
@@ -49,9 +51,9 @@ def seed(server: Server, count: int) -> None:
     with contextlib.closing(sqlite3.connect(server.directory / "homeserver.db")) as connection:
         connection.executemany(
             "INSERT INTO synapse_sticky_events "
-            "(event_id, room_id, sender, expires_ts, revision, position, stream_ordering) "
-            "VALUES (?, ?, ?, ?, ?, ?, 1)",
-            ((*row, row[-1]) for row in seed_rows(count, now_ts)),
+            "(event_id, room_id, sender, position, expires_ts, stream_ordering, revision) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            ((*attr.astuple(change), change.position) for change in seed_changes(count, now_ts)),
         )
         connection.execute("UPDATE synapse_sticky_progress SET last_position = ?", (now_ts,))
         connection.commit()

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from benchmarks.clock import resident_bytes
-from benchmarks.growth import seed_rows
+from benchmarks.growth import seed_changes
 from benchmarks.server import Server
-from synapse_sticky.index import EventChange, StickyIndex
+from synapse_sticky.index import StickyIndex
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,8 @@ def _measure(events: int) -> float:
     now_ts = int(time.time() * 1000)
     gc.collect()
     before = resident_bytes(os.getpid())
-    for event_id, room_id, sender, expires_ts, position in seed_rows(events, now_ts):
-        change = EventChange(event_id, room_id, sender, position, expires_ts)
-        index.apply([change], [], position)
+    for change in seed_changes(events, now_ts):
+        index.apply([change], [], change.position or 0)
     gc.collect()
     after = resident_bytes(os.getpid())
     assert len(index) == events

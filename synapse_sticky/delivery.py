@@ -15,6 +15,7 @@ from synapse_sticky.seams.events import (
     ClientEvent,
     EventSource,
     event_of,
+    has_stickiness,
     sticky_duration_ms,
 )
 from synapse_sticky.section import first_due_with, next_page_end
@@ -141,12 +142,12 @@ class Delivery:
         ]
         if not due and not behind:
             return Sections({}, max(position, since.position))
-        ignored = await self._events.ignored_users(user_id)
+        ignored = set(map(hash, await self._events.ignored_users(user_id)))
         has = {event_of(client_event).event_id for client_event in shown}
         has.update(filter(since.names, due_ids))
 
         def is_wanted(event: StickyEvent) -> bool:
-            return event.event_id not in has and event.sender not in ignored
+            return event.event_id not in has and event.sender_hash not in ignored
 
         found = await self._visible(user_id, filter(is_wanted, behind))
         wanted = [d for d in due if is_wanted(d.event)]
@@ -197,6 +198,8 @@ class Delivery:
         return await self._events.visible_sticky_events(user_id, event_ids)
 
     def _is_missing(self, event: ClientEvent) -> bool:
+        if not has_stickiness(event):
+            return False
         duration_ms = sticky_duration_ms(event)
         return (
             duration_ms is not None

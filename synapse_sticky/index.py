@@ -21,6 +21,8 @@ class StickyEvent:
     """A deliverable sticky event.
 
     Attributes:
+        sender_hash: ``hash()`` of the sender's user ID, which takes a quarter of the
+            memory; most senders have one sticky event.
         position: its place in the order in which events became deliverable
             here; the larger, the later.
         expires_ts: when it stops being sticky, in ms since the epoch.
@@ -29,7 +31,7 @@ class StickyEvent:
 
     event_id: str
     room_id: str
-    sender: str
+    sender_hash: int
     position: int
     expires_ts: int
     stream_ordering: int
@@ -143,7 +145,7 @@ class StickyIndex:
             event = StickyEvent(
                 change.event_id,
                 sys.intern(change.room_id),
-                sys.intern(change.sender),
+                hash(change.sender),
                 change.position,
                 change.expires_ts,
                 change.stream_ordering,

@@ -11,9 +11,10 @@ same time. Then whoever stores first wins, and the other looks again.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
+import attr
 from synapse.module_api import ModuleApi
 
 from synapse_sticky.admission import Admission
@@ -44,12 +45,14 @@ class Indexer:
         bounds: StreamBounds,
         admission: Admission,
         reader: IndexReader,
+        call_later: Callable[[float, Callable[[], None]], None],
     ) -> None:
         self._api = api
         self._store = store
         self._bounds = bounds
         self._admission = admission
         self._reader = reader
+        self._call_later = call_later
         self._now_ts = reader.now_ts
         self._read: Bounds | None = None
         self._stored_events_bound = 0
@@ -58,6 +61,7 @@ class Indexer:
         self._run_again = False
         self._last_run_ts = 0
         self._scheduled = False
+        self._ordinary: set[int] | None = None
 
     def start(self, config: StickyEventsConfig) -> None:
         """Begins to follow the streams."""
@@ -68,18 +72,61 @@ class Indexer:
         )
         self.run_now()
 
+    def expect_new_events(self) -> None:
+        """From now on :meth:`on_new_events` is told of this process's new events.
+
+        To be called only if this process alone writes events.
+        """
+        self._ordinary = set()
+
+    def on_new_events(self, ordinary: Iterable[int], has_sticky: bool) -> None:
+        """New events are stored, and clients are about to be told. Never raises.
+
+        Args:
+            ordinary: stream orderings of those that cannot matter here.
+            has_sticky: whether there are sticky ones among the others.
+        """
+        if self._ordinary is not None and len(self._ordinary) < _STEP:
+            self._ordinary.update(ordinary)
+        if has_sticky:
+            self.run_now()
+
     def on_stream_change(self) -> None:
         """A stream may have moved. Never raises, and is cheap when it did not."""
         if self._scheduled or self._running or not self._has_news():
             return
         wait_ms = self._last_run_ts + _MIN_INTERVAL_MS - self._now_ts()
+        if self._ordinary is not None:
+            # Nearly always we are told in a moment that there is nothing to do.
+            wait_ms = max(wait_ms, _MIN_INTERVAL_MS)
         if wait_ms <= 0:
             self.run_now()
         else:
             self._scheduled = True
-            self._api.delayed_background_call(
-                min(wait_ms, _MIN_INTERVAL_MS), self._run, desc="sticky_index"
+            self._call_later(min(wait_ms, _MIN_INTERVAL_MS), self._on_time)
+
+    def _on_time(self) -> None:
+        self._scheduled = False
+        self._pass_over_ordinary()
+        self.run_now()
+
+    def _pass_over_ordinary(self) -> None:
+        """Goes on in the stream, in memory, as far as nothing can matter."""
+        if self._read is None or not self._ordinary:
+            return
+        end = self._read.events
+        while end + 1 in self._ordinary and end - self._stored_events_bound < _STEP:
+            end += 1
+            self._ordinary.remove(end)
+        if end > self._read.events:
+            self._read = attr.evolve(
+                self._read,
+                events=end,
+                events_by_writer=dict.fromkeys(self._read.events_by_writer, end),
             )
+        # What lies behind was read in the meantime.
+        if len(self._ordinary) >= _STEP:
+            self._ordinary.clear()
 
     def run_now(self) -> None:
         """Looks for news at once: a request waits for it. Never raises."""
@@ -96,7 +143,6 @@ class Indexer:
         self.on_stream_change()
 
     async def _run(self) -> None:
-        self._scheduled = False
         if self._running:
             return
         self._running = True

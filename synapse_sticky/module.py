@@ -2,6 +2,7 @@
 """The module that Synapse loads. It only wires the parts together."""
 
 import logging
+from functools import partial
 
 from synapse.module_api import ModuleApi
 from synapse.module_api.errors import ConfigError
@@ -9,11 +10,12 @@ from synapse.module_api.errors import ConfigError
 from synapse_sticky.admission import Admission
 from synapse_sticky.config import StickyEventsConfig
 from synapse_sticky.delivery import Delivery
+from synapse_sticky.index import StickyIndex
 from synapse_sticky.indexer import Indexer
 from synapse_sticky.reader import IndexReader
 from synapse_sticky.seams import events, sending, sliding_sync, sync
 from synapse_sticky.seams.authorisation import CurrentStateCheck
-from synapse_sticky.seams.background import News, homeserver_of
+from synapse_sticky.seams.background import News, call_later, homeserver_of
 from synapse_sticky.seams.checks import check_synapse_version
 from synapse_sticky.seams.database import MigrationConnection
 from synapse_sticky.seams.streams import (
@@ -21,6 +23,7 @@ from synapse_sticky.seams.streams import (
     StreamBounds,
     Waker,
     carry_position,
+    on_new_events,
     on_stream_change,
 )
 from synapse_sticky.seams.visibility import (
@@ -28,7 +31,7 @@ from synapse_sticky.seams.visibility import (
     lift_history_visibility,
 )
 from synapse_sticky.storage.migrations import migrate
-from synapse_sticky.storage.store import Changes, StickyStore, read_changes
+from synapse_sticky.storage.store import StickyStore, load_index
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ class StickyEventsModule:
         delivery = Delivery(reader, events.EventSource(hs))
 
         carry_position(hs, lambda: reader.index.position)
-        events.add_remaining_time(api, hs, reader.expires_ts)
+        events.add_remaining_time(api, hs, reader.is_noticed, reader.expires_ts)
         lift_history_visibility(hs, reader.is_sticky)
         filter_bundled_aggregations(hs, reader.is_sticky)
         sending.install()
@@ -71,8 +74,15 @@ class StickyEventsModule:
 
         if api.should_run_background_tasks():
             indexer = Indexer(
-                api, store, StreamBounds(hs), Admission(CurrentStateCheck(hs)), reader
+                api,
+                store,
+                StreamBounds(hs),
+                Admission(CurrentStateCheck(hs)),
+                reader,
+                partial(call_later, hs),
             )
+            if on_new_events(hs, indexer.on_new_events):
+                indexer.expect_new_events()
             on_stream_change(hs, indexer.on_stream_change)
             indexer.start(config)
 
@@ -86,11 +96,11 @@ class StickyEventsModule:
         return StickyEventsConfig.parse(config)
 
 
-def _prepare_tables(connection: MigrationConnection, now_ts: int) -> Changes:
+def _prepare_tables(connection: MigrationConnection, now_ts: int) -> StickyIndex:
     """Migrates our tables and reads them, before any listener starts."""
     try:
         migrate(connection)
         with connection.locked_transaction() as txn:
-            return read_changes(txn, 0, now_ts)
+            return load_index(txn, now_ts)
     finally:
         connection.close()

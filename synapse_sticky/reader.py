@@ -18,7 +18,7 @@ from synapse_sticky.config import StickyEventsConfig
 from synapse_sticky.index import StickyIndex
 from synapse_sticky.seams.background import News
 from synapse_sticky.seams.streams import Waker
-from synapse_sticky.storage.store import Changes, StickyStore
+from synapse_sticky.storage.store import StickyStore
 from synapse_sticky.tokens import Since
 
 logger = logging.getLogger(__name__)
@@ -36,15 +36,14 @@ class IndexReader:
     """
 
     def __init__(
-        self, api: ModuleApi, store: StickyStore, news: News, waker: Waker, initial: Changes
+        self, api: ModuleApi, store: StickyStore, news: News, waker: Waker, index: StickyIndex
     ) -> None:
         self._api = api
         self._store = store
         self._news = news
         self._waker = waker
         self.now_ts = news.now_ts
-        self.index = StickyIndex()
-        self.index.apply(initial.events, initial.joins, initial.position)
+        self.index = index
         self.hurry: Callable[[], None] = lambda: None
 
     def start(self, config: StickyEventsConfig) -> None:
@@ -84,6 +83,10 @@ class IndexReader:
             # Waking pokes whoever watches the streams, this process included:
             # not while one of those is calling us.
             self._api.delayed_background_call(0, self._wake, users, rooms, desc="sticky_wake")
+
+    def is_noticed(self, event_id: str) -> bool:
+        """Whether the event of this ID was noticed, be it deliverable or held."""
+        return self.index.knows(event_id)
 
     def is_sticky(self, event_id: str) -> bool:
         """Whether the event of this ID is deliverable and unexpired."""

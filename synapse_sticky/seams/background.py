@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The homeserver behind the module API, and waiting within its event loop."""
 
+from collections.abc import Callable
+
 from synapse.module_api import ModuleApi
 from synapse.server import HomeServer
 from synapse.util import async_helpers
+from synapse.util.duration import Duration
 
 from synapse_sticky.seams.checks import require
 
@@ -12,6 +15,11 @@ def homeserver_of(api: ModuleApi) -> HomeServer:
     """The homeserver object that the seams work on."""
     require(api, "_hs")
     return api._hs
+
+
+def call_later(hs: HomeServer, delay_ms: float, callback: Callable[[], None]) -> None:
+    """Calls something trivial after a while, without a process of its own for it."""
+    hs.get_clock().call_later(Duration(milliseconds=delay_ms), callback)
 
 
 class News:

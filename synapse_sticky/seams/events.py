@@ -5,6 +5,7 @@ Also the place where every event gets its remaining time, on every endpoint.
 """
 
 import copy
+import inspect
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Final, cast
 
@@ -32,6 +33,20 @@ def event_of(client_event: ClientEvent) -> EventBase:
     return cast(EventBase, getattr(client_event, "event", client_event))
 
 
+def has_stickiness(event: EventBase) -> bool:
+    """Whether an event has a stickiness that makes sense: a cheap test for hot paths.
+
+    Of the Rust events from 1.155 on, those with a duration beyond 64 bits fail it.
+    """
+    if _EVENTS_ARE_RUST:
+        # To get a key that Synapse does not know costs forty times as much.
+        return event.sticky_duration() is not None
+    return event.get(EVENT_KEY) is not None
+
+
+_EVENTS_ARE_RUST: Final = not inspect.isfunction(EventBase.sticky_duration)
+
+
 def sticky_duration_ms(event: EventBase) -> int | None:
     """How long an event is sticky, None for an ordinary one.
 
@@ -41,6 +56,14 @@ def sticky_duration_ms(event: EventBase) -> int | None:
     return None if sticky is None else stickiness.effective_duration_ms(sticky)
 
 
+def unwrapped_filter() -> Callable[..., Awaitable[list[ClientEvent]]]:
+    """Synapse's visibility filter, without what ``visibility.py`` adds to it."""
+    current: Any = visibility.filter_and_transform_events_for_client
+    return cast(
+        Callable[..., Awaitable[list[ClientEvent]]], getattr(current, "__wrapped__", current)
+    )
+
+
 class EventSource:
     """Reads events for clients."""
 
@@ -48,7 +71,7 @@ class EventSource:
         self._store: Any = hs.get_datastores().main
         self._storage = hs.get_storage_controllers()
         self._serializer = hs.get_event_client_serializer()
-        for method in ("get_event", "get_events_as_list", "ignored_users"):
+        for method in ("get_event", "get_events_as_list", "ignored_users", "are_users_erased"):
             require(self._store, method)
         require(self._serializer, "serialize_events", "events", "time_now", "config")
         self._clock = hs.get_clock()
@@ -72,18 +95,30 @@ class EventSource:
     ) -> list[ClientEvent]:
         """These events as this user may see them, in the given order.
 
+        The user must be joined to their rooms: history visibility is not asked.
+
         Left out is what is not sticky any more (redacted, or pruned because its
         sender was erased), was rejected or soft-failed, and what Synapse's
         filter leaves out: ignored senders, the retention policy.
         """
         events = await self._store.get_events_as_list(event_ids)
-        visible = await visibility.filter_and_transform_events_for_client(
-            self._storage, user_id, events
+        events = [event for event in events if sticky_duration_ms(event) is not None]
+        erased = await self._store.are_users_erased({event.sender for event in events})
+        visible = await unwrapped_filter()(
+            self._storage,
+            user_id,
+            events,
+            always_include_ids=frozenset(
+                event.event_id
+                for event in events
+                if not erased.get(event.sender) and not event.internal_metadata.is_outlier()
+            ),
         )
         by_id = {
             event_of(client_event).event_id: client_event
             for client_event in visible
-            if sticky_duration_ms(event_of(client_event)) is not None
+            if not erased.get(event_of(client_event).sender)
+            or sticky_duration_ms(event_of(client_event)) is not None
         }
         return [by_id[event_id] for event_id in event_ids if event_id in by_id]
 
@@ -116,11 +151,13 @@ class EventSource:
 def add_remaining_time(
     api: ModuleApi,
     hs: HomeServer,
+    is_noticed: Callable[[str], bool],
     expires_ts: Callable[[str, int, int], Awaitable[int]],
 ) -> None:
     """Gives every sticky event that any client is sent its remaining time.
 
     Args:
+        is_noticed: whether the event of this ID is known to be sticky.
         expires_ts: of an event, from its ID, duration and ``origin_server_ts``.
     """
     clock = hs.get_clock()
@@ -128,10 +165,9 @@ def add_remaining_time(
     async def remaining(event: EventBase) -> JsonDict:
         # This runs for every event that any client is sent: first the test that
         # nearly all of them fail.
-        sticky = event.get(EVENT_KEY)
-        if sticky is None:
+        if not is_noticed(event.event_id) and not has_stickiness(event):
             return _NOTHING
-        duration_ms = stickiness.effective_duration_ms(sticky)
+        duration_ms = sticky_duration_ms(event)
         if not duration_ms:
             return _NOTHING
         expiry = await expires_ts(event.event_id, duration_ms, event.origin_server_ts)

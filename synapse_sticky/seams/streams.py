@@ -7,14 +7,17 @@ hands it on unchanged, and orders no stream by it.
 """
 
 import logging
-from collections.abc import Callable, Collection
-from typing import Final
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final
 
 import attr
+from synapse.api.constants import EventTypes
+from synapse.events import EventBase
 from synapse.module_api import LoggingTransaction
 from synapse.server import HomeServer
-from synapse.types import StreamKeyType, StreamToken
+from synapse.types import PersistedEventPosition, StreamKeyType, StreamToken
 
+from synapse_sticky.names import EVENT_KEY
 from synapse_sticky.seams.checks import require
 from synapse_sticky.streams import Bounds
 from synapse_sticky.tokens import Since
@@ -73,6 +76,45 @@ def on_stream_change(hs: HomeServer, callback: Callable[[], None]) -> None:
     notifier = hs.get_notifier()
     require(notifier, "add_replication_callback", "cb")
     notifier.add_replication_callback(callback)
+
+
+def on_new_events(hs: HomeServer, callback: Callable[[list[int], bool], None]) -> bool:
+    """Calls back with events that this process has just stored, if it alone stores events.
+
+    That is a hint, which saves looking into the database for every plain event: what
+    is not told is found by the bounds.
+
+    Returns:
+        Whether it does. The callback gets the stream orderings of events that are
+        neither sticky nor memberships, and whether others of them are sticky.
+    """
+    if hs.config.worker.writers.events != [hs.get_instance_name()]:
+        return False
+    notifier = hs.get_notifier()
+    require(notifier, "on_new_room_events", "events_and_pos")
+    original = notifier.on_new_room_events
+
+    async def on_new_room_events(
+        events_and_pos: Sequence[tuple[EventBase, PersistedEventPosition]],
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        try:
+            sticky = {
+                position.stream for e, position in events_and_pos if e.get(EVENT_KEY) is not None
+            }
+            ordinary = [
+                position.stream
+                for event, position in events_and_pos
+                if position.stream not in sticky and event.type != EventTypes.Member
+            ]
+            callback(ordinary, bool(sticky))
+        except Exception:
+            logger.exception("Cannot take a hint of new events; they are noticed a little later")
+        await original(events_and_pos, *args, **kwargs)  # type: ignore[arg-type]
+
+    notifier.on_new_room_events = on_new_room_events  # type: ignore[method-assign, assignment]
+    return True
 
 
 class Waker:

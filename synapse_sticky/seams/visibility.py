@@ -11,6 +11,7 @@ too. That is not so for an event whose visibility was lifted, so what is bundled
 it is filtered here.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Set
 from typing import Any
@@ -41,6 +42,7 @@ def lift_history_visibility(hs: HomeServer, is_sticky: Callable[[str], bool]) ->
     require(store, "are_users_erased")
     original = visibility.filter_and_transform_events_for_client
 
+    @functools.wraps(original)
     async def filter_and_transform_events_for_client(
         storage: StorageControllers,
         user_id: str,

@@ -3,14 +3,14 @@
 
 import json
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import attr
 from synapse.module_api import LoggingTransaction, ModuleApi
 
 from synapse_sticky import stickiness
-from synapse_sticky.index import EventChange, JoinChange
+from synapse_sticky.index import EventChange, JoinChange, StickyIndex
 from synapse_sticky.names import EVENT_KEY
 from synapse_sticky.streams import Bounds, Range, Stream
 
@@ -274,23 +274,38 @@ def read_changes(txn: Any, after: int, now_ts: int) -> Changes:
     Everything, with ``after`` = 0. If the stored position is smaller than
     ``after``, the tables were restored or dropped: the caller compares.
     """
+    position, joins = _read_position_and_joins(txn, after, now_ts)
+    return Changes(list(_event_changes(txn, after, now_ts)), joins, position)
+
+
+def load_index(txn: Any, now_ts: int) -> StickyIndex:
+    """Everything unexpired, row by row: at start-up that may be a lot."""
+    index = StickyIndex()
+    position, joins = _read_position_and_joins(txn, 0, now_ts)
+    index.apply(_event_changes(txn, 0, now_ts), joins, position)
+    return index
+
+
+def _read_position_and_joins(txn: Any, after: int, now_ts: int) -> tuple[int, list[JoinChange]]:
     txn.execute("SELECT last_position FROM synapse_sticky_progress")
     row = txn.fetchone()
-    txn.execute(
-        "SELECT event_id, room_id, sender, position, expires_ts, stream_ordering "
-        "FROM synapse_sticky_events "
-        "WHERE revision > ? AND expires_ts > ? ORDER BY revision",
-        (after, now_ts),
-    )
-    events = [EventChange(*row) for row in txn.fetchall()]
     txn.execute(
         "SELECT user_id, room_id, position, expires_ts, stream_ordering, instance_name "
         "FROM synapse_sticky_joins "
         "WHERE position > ? AND expires_ts > ? ORDER BY position",
         (after, now_ts),
     )
-    joins = [JoinChange(*row) for row in txn.fetchall()]
-    return Changes(events, joins, row[0] if row else 0)
+    return row[0] if row else 0, [JoinChange(*row) for row in txn]
+
+
+def _event_changes(txn: Any, after: int, now_ts: int) -> Iterator[EventChange]:
+    txn.execute(
+        "SELECT event_id, room_id, sender, position, expires_ts, stream_ordering "
+        "FROM synapse_sticky_events "
+        "WHERE revision > ? AND expires_ts > ? ORDER BY revision",
+        (after, now_ts),
+    )
+    return (EventChange(*row) for row in txn)
 
 
 def _find_events(txn: LoggingTransaction, part: Range, now_ts: int) -> list[Candidate]:
