@@ -122,7 +122,7 @@ class Indexer:
             self._read = attr.evolve(
                 self._read,
                 events=end,
-                events_by_writer=dict.fromkeys(self._read.events_by_writer, end),
+                events_by_writer={},
             )
         # What lies behind was read in the meantime.
         if len(self._ordinary) >= _STEP:

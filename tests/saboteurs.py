@@ -5,7 +5,6 @@ after Synapse itself was imported, and before the module named next is.
 """
 
 import importlib.metadata
-from collections.abc import Callable
 from typing import Any
 
 
@@ -67,8 +66,8 @@ class OtherVisibilityParameter(_Saboteur):
         async def without_it(storage: Any, user_id: str, events: Any, is_peeking: bool) -> Any:
             raise NotImplementedError
 
-        replacement: Callable[..., Any] = without_it
-        visibility.filter_and_transform_events_for_client = replacement  # type: ignore[assignment]
+        module: Any = visibility
+        module.filter_and_transform_events_for_client = without_it
 
 
 class WithoutTokenSlot(_Saboteur):
@@ -81,5 +80,5 @@ class WithoutTokenSlot(_Saboteur):
         class StreamToken:
             """One without the slot."""
 
-        replacement: Any = StreamToken
-        types.StreamToken = replacement
+        module: Any = types
+        module.StreamToken = StreamToken

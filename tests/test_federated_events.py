@@ -1,5 +1,6 @@
 """Sticky events that another server wrote: well-formed or not, in time or not, by any way in."""
 
+import shutil
 import threading
 import time
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests import spam_checker
 from tests.conftest import MakeHomeserver
 from tests.harness.client import Client
 from tests.harness.event_format import Event
@@ -319,10 +321,12 @@ def test_refused_event_is_never_delivered(
 ) -> None:
     """What a spam checker refuses has lost its stickiness."""
     modules = [
-        {"module": "tests.spam_checker.RefuseSpam", "config": {}},
+        {"module": "spam_checker.RefuseSpam", "config": {}},
         {"module": "synapse_sticky.StickyEventsModule", "config": {}},
     ]
     homeserver = make_homeserver("sqlite", federation=True, extra_config={"modules": modules})
+    # Where Synapse runs, and finds it.
+    shutil.copy(spam_checker.__file__, homeserver.directory)
     homeserver.start()
     alice = homeserver.register()
     room = alice.create_room(preset="public_chat")

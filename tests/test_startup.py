@@ -170,8 +170,8 @@ def test_tables_of_the_first_version(make_homeserver: MakeHomeserver, kind: str)
     homeserver.stop()
 
     select_events = (
-        "SELECT event_id, room_id, sender, expires_ts, revision, position, held_reason"
-        " FROM synapse_sticky_events"
+        "SELECT event_id, room_id, sender, expires_ts, stream_ordering, revision, position,"
+        " held_reason FROM synapse_sticky_events"
     )
     select_progress = (
         "SELECT events_stream, backfill_stream, un_partial_stated_stream, last_position"
@@ -292,7 +292,7 @@ def test_migrations_at_once_on_postgres(request: pytest.FixtureRequest) -> None:
     """All processes migrate when they start. One does the work, the others wait and agree."""
     if "postgres" not in request.config.getoption("--deployments"):
         pytest.skip("needs the deployment postgres")
-    import psycopg2
+    import psycopg2  # type: ignore[import-untyped]
 
     server: PostgresServer = request.getfixturevalue("postgres")
     for _ in range(10):

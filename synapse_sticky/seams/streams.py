@@ -113,7 +113,7 @@ def on_new_events(hs: HomeServer, callback: Callable[[list[int], bool], None]) -
             logger.exception("Cannot take a hint of new events; they are noticed a little later")
         await original(events_and_pos, *args, **kwargs)  # type: ignore[arg-type]
 
-    notifier.on_new_room_events = on_new_room_events  # type: ignore[method-assign, assignment]
+    notifier.on_new_room_events = on_new_room_events  # type: ignore[method-assign]
     return True
 
 
