@@ -209,7 +209,7 @@ def test_dropped_tables(make_homeserver: MakeHomeserver, kind: str) -> None:
 @pytest.mark.slow
 def test_synapses_own_sticky_events_instead(make_homeserver: MakeHomeserver) -> None:
     """Where Synapse's own implementation takes over, clients go on with what they have."""
-    # C9, D8
+    # C9
     homeserver = make_homeserver()
     homeserver.start()
     alice, bob = homeserver.register(), homeserver.register()
