@@ -12,6 +12,8 @@ from tests.harness.homeserver import BACKGROUND_WORKER, Homeserver
 from tests.harness.wait import eventually
 from tests.traffic import DURATION_MS, Reader, Traffic, send_until_acknowledged
 
+pytestmark = pytest.mark.slow
+
 KILLS = 30
 
 
@@ -49,7 +51,6 @@ def test_six_senders_lose_nothing(homeserver: Homeserver) -> None:
 
 
 # C3, C6
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "workers"])
 def test_kills_lose_nothing(make_homeserver: MakeHomeserver, kind: str) -> None:
     """Every acknowledged event is delivered, though processes are killed at random moments."""

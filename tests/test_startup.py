@@ -33,6 +33,8 @@ from tests.support import (
     timeline_in,
 )
 
+pytestmark = pytest.mark.slow
+
 SYNAPSE_VERSION = importlib.metadata.version("matrix-synapse")
 OUR_TABLES = {
     "sqlite": "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE ?",
@@ -154,7 +156,6 @@ def test_seams_that_do_not_fit(
 # Tables
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_tables_of_the_first_version(make_homeserver: MakeHomeserver, kind: str) -> None:
     """They are upgraded, and what stands in them goes on to count."""
@@ -226,7 +227,6 @@ def insert(homeserver: Homeserver, table: str, rows: Iterable[tuple[Any, ...]]) 
         homeserver.execute(f"INSERT INTO {table} VALUES ({marks})", *row)
 
 
-@pytest.mark.slow
 def test_tables_of_a_later_version(make_homeserver: MakeHomeserver) -> None:
     """They are used if their writer says that one can, and left alone otherwise."""
     homeserver = make_homeserver()
@@ -327,7 +327,6 @@ def prepare_sqlite(path: Path) -> None:
     connection.close()
 
 
-@pytest.mark.slow
 def test_workers_starting_at_once(make_homeserver: MakeHomeserver) -> None:
     """Six processes find no tables. No log has anything to complain about, each time."""
     homeserver = make_homeserver("workers", module=False)
@@ -350,7 +349,6 @@ def test_workers_starting_at_once(make_homeserver: MakeHomeserver) -> None:
 # What was there before
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_events_from_before_the_first_start(
     make_homeserver: MakeHomeserver, remote: RemoteServer, kind: str
@@ -401,7 +399,6 @@ def test_events_from_before_the_first_start(
         assert sent + HOUR_MS - now_ms() <= remaining <= received + HOUR_MS - asked
 
 
-@pytest.mark.slow
 def test_events_from_while_the_module_was_away(
     make_homeserver: MakeHomeserver, remote: RemoteServer
 ) -> None:

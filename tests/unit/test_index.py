@@ -408,6 +408,7 @@ def test_memory_of_live_events() -> None:
 
 
 @pytest.mark.usefixtures("_tracing")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_what_was() -> None:
     # E4
     index = StickyIndex()
