@@ -31,9 +31,14 @@ from synapse_sticky.names import SLIDING_SYNC_EXTENSION
 _POSITION_BITS: Final = 48
 _CHECKSUM_BITS: Final = 16
 _DIGEST_BITS: Final = 32
-_MAX_NAMES: Final = 64
 
-_SINCE = re.compile(r"sticky_([0-9]{1,650})")
+MAX_NAMES: Final = 400
+"""How many rooms and events a token names at most: Synapse reads no longer numbers."""
+
+MAX_NAMES_IN_ADDRESS: Final = 64
+"""The same for a token that clients put into addresses."""
+
+_SINCE = re.compile(r"sticky_([0-9]{1,4000})")
 # What Synapse's own implementation hands out on several writers. Its numbers
 # count from 1 and say nothing about our positions.
 _FOREIGN_SINCE = re.compile(r"sticky_m[0-9]+(~[0-9]+\.[0-9]+)*")
@@ -55,13 +60,16 @@ class Since:
     digests: frozenset[int] = frozenset()
 
     @classmethod
-    def create(cls, position: int, names: Iterable[str]) -> "Since":
+    def create(cls, position: int, names: Iterable[str], most: int = MAX_NAMES) -> "Since":
         """This position, and these room IDs and event IDs.
 
-        Beyond 64 it names the first ones in their order: what is not named is
-        delivered twice (an event) or not until there is more (a room).
+        If they are too many it names rooms first. An event that is not named is
+        delivered twice. Of a room that is not named, what it has now is not
+        delivered if it is matched later: a client that is in so many rooms with
+        sticky events, and matches none of them, wants none.
         """
-        return cls(position, frozenset(map(_digest, sorted(names)[:_MAX_NAMES])))
+        # Room IDs sort before event IDs.
+        return cls(position, frozenset(map(_digest, sorted(names)[:most])))
 
     @classmethod
     def from_number(cls, number: int) -> "Since":

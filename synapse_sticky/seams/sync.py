@@ -24,7 +24,7 @@ from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.classes import use_instead
 from synapse_sticky.seams.events import ClientEvent, EventSource
 from synapse_sticky.seams.streams import covered_by, since_of, with_since
-from synapse_sticky.tokens import Since
+from synapse_sticky.tokens import MAX_NAMES_IN_ADDRESS, Since
 
 
 @attr.s(slots=True, auto_attribs=True, kw_only=True)
@@ -109,7 +109,7 @@ class StickySyncHandler(sync.SyncHandler):
         await self._put_into_rooms(builder, sections.by_room)
         # Never the position from when the sync began, which others may have
         # moved on since then.
-        since = Since.create(sections.position, sections.shown_beyond)
+        since = Since.create(sections.position, sections.shown_beyond, most=MAX_NAMES_IN_ADDRESS)
         builder.now_token = with_since(builder.now_token, since)
 
     async def _put_into_rooms(

@@ -51,9 +51,9 @@ def test_nearly_always_a_token_is_the_plain_position(position: int) -> None:
 @given(positions, st.sets(room_ids, min_size=65, max_size=90))
 def test_more_rooms_than_a_token_holds(position: int, rooms: set[str]) -> None:
     # X4: as many as there is space for, and always the same ones
-    since = Since.create(position, rooms)
+    since = Since.create(position, rooms, most=64)
     read = Since.parse(str(since))
-    assert read == since == Since.create(position, sorted(rooms, reverse=True))
+    assert read == since == Since.create(position, sorted(rooms, reverse=True), most=64)
     assert read.position == position
     assert sum(map(read.names, rooms)) == 64
     # A browser may put it into a header or an address one day.
@@ -62,7 +62,7 @@ def test_more_rooms_than_a_token_holds(position: int, rooms: set[str]) -> None:
 
 def test_the_largest_token_can_be_read_again() -> None:
     # X1
-    largest = Since(MAX_POSITION, frozenset(range(2**32 - 64, 2**32)))
+    largest = Since(MAX_POSITION, frozenset(range(2**32 - 400, 2**32)))
     assert Since.parse(str(largest)) == largest
 
 
@@ -133,7 +133,7 @@ def test_mutilated_tokens_are_from_the_future(count: int) -> None:
 @example(5)
 @example(True)
 @example(["sticky_1"])
-@example("sticky_" + "9" * 651)
+@example("sticky_" + "9" * 4001)
 @example("sticky_" + "9" * 1_000_000)
 def test_what_is_no_token(value: Any) -> None:
     # X5
