@@ -323,13 +323,20 @@ def test_receipt_is_remembered_over_a_restart(
     room = alice.create_room(preset="public_chat")
     carol = remote.join(homeserver, room, "carol")
     ts = now_ms() + HOUR_MS
-    event_id = remote.send_event(room, carol, origin_server_ts=ts, **_stickiness(60_000)).event_id
-    follow_until_seen(alice, room, [event_id])
+    short, event_id = (
+        remote.send_event(room, carol, origin_server_ts=ts, **_stickiness(duration_ms)).event_id
+        for duration_ms in (1_000, 60_000)
+    )
+    follow_until_seen(alice, room, [short, event_id])
     expires_ts = _expiry(homeserver, event_id)
     homeserver.restart()
     assert _expiry(homeserver, event_id) == expires_ts < now_ms() + 60_000
     for read in (partial(alice.sync, filter=NO_MESSAGES), partial(alice.event, room, event_id)):
         _assert_counts_down(read, event_id, expires_ts)
+    # One that is over does not begin anew, now that nobody remembers it.
+    sleep_until(_expiry(homeserver, short))
+    assert REMAINING_KEY not in alice.event(room, short)["unsigned"]
+    assert ids(sticky_in(alice.sync(filter=NO_MESSAGES), room)) == [event_id]
 
 
 # Redactions

@@ -25,7 +25,7 @@ _EVENT_COLUMNS: Final = """
     e.origin_server_ts, ej.json, ej.internal_metadata
 """
 # Backfilled events: Synapse does not check them for soft failure.
-_UNCHECKED: Final = "e.stream_ordering < 0"
+_BACKFILLED: Final = "e.stream_ordering < 0"
 _COULD_BE_STICKY: Final = """
     e.origin_server_ts > ? AND NOT e.outlier AND e.rejection_reason IS NULL AND ej.json LIKE ?
 """
@@ -245,7 +245,7 @@ class StickyStore:
 
         def find_recent_candidates_txn(txn: LoggingTransaction) -> list[Candidate]:
             txn.execute(
-                f"SELECT {_EVENT_COLUMNS}, {_UNCHECKED} OR o.event_id IS NOT NULL "
+                f"SELECT {_EVENT_COLUMNS}, {_BACKFILLED} OR o.event_id IS NOT NULL "
                 "FROM events AS e INNER JOIN event_json AS ej USING (event_id) "
                 "LEFT JOIN ex_outlier_stream AS o USING (event_id) "
                 f"WHERE {_COULD_BE_STICKY} ORDER BY e.stream_ordering",
@@ -309,33 +309,36 @@ def _event_changes(txn: Any, after: int, now_ts: int) -> Iterator[EventChange]:
 
 
 def _find_events(txn: LoggingTransaction, part: Range, now_ts: int) -> list[Candidate]:
-    txn.execute(
-        f"SELECT {_EVENT_COLUMNS}, {_UNCHECKED} FROM events AS e "
-        "INNER JOIN event_json AS ej USING (event_id) "
-        f"WHERE {_in_range('e.stream_ordering', part)} AND {_of_writer('e', part)} "
-        f"AND {_COULD_BE_STICKY} ORDER BY e.stream_ordering",
-        (*_range_arguments(part), *_could_be_sticky_arguments(now_ts)),
-    )
-    return _candidates(txn.fetchall(), now_ts)
+    return _find_by(txn, part, now_ts, "events AS e", "e.stream_ordering", unchecked=_BACKFILLED)
 
 
 def _find_ex_outliers(txn: LoggingTransaction, part: Range, now_ts: int) -> list[Candidate]:
-    txn.execute(
-        f"SELECT {_EVENT_COLUMNS}, TRUE FROM ex_outlier_stream AS o "
-        "INNER JOIN events AS e USING (event_id) INNER JOIN event_json AS ej USING (event_id) "
-        f"WHERE {_in_range('o.event_stream_ordering', part)} AND {_of_writer('o', part)} "
-        f"AND {_COULD_BE_STICKY} ORDER BY o.event_stream_ordering",
-        (*_range_arguments(part), *_could_be_sticky_arguments(now_ts)),
-    )
-    return _candidates(txn.fetchall(), now_ts)
+    joined = "ex_outlier_stream AS o INNER JOIN events AS e USING (event_id)"
+    return _find_by(txn, part, now_ts, joined, "o.event_stream_ordering")
 
 
 def _find_un_partial_stated(txn: LoggingTransaction, part: Range, now_ts: int) -> list[Candidate]:
+    joined = "un_partial_stated_event_stream AS u INNER JOIN events AS e USING (event_id)"
+    return _find_by(
+        txn, part, now_ts, joined, "u.stream_id", condition="u.rejection_status_changed"
+    )
+
+
+def _find_by(
+    txn: LoggingTransaction,
+    part: Range,
+    now_ts: int,
+    joined: str,
+    column: str,
+    unchecked: str = "TRUE",
+    condition: str = "TRUE",
+) -> list[Candidate]:
+    """Candidates whose place in a stream, in ``column``, is in a range."""
     txn.execute(
-        f"SELECT {_EVENT_COLUMNS}, TRUE FROM un_partial_stated_event_stream AS u "
-        "INNER JOIN events AS e USING (event_id) INNER JOIN event_json AS ej USING (event_id) "
-        f"WHERE {_in_range('u.stream_id', part)} AND u.rejection_status_changed "
-        f"AND {_COULD_BE_STICKY} ORDER BY u.stream_id",
+        f"SELECT {_EVENT_COLUMNS}, {unchecked} FROM {joined} "
+        "INNER JOIN event_json AS ej USING (event_id) "
+        f"WHERE {_in_range(column, part)} AND {_of_writer(column[0], part)} AND {condition} "
+        f"AND {_COULD_BE_STICKY} ORDER BY {column}",
         (*_range_arguments(part), *_could_be_sticky_arguments(now_ts)),
     )
     return _candidates(txn.fetchall(), now_ts)
