@@ -53,7 +53,8 @@ def test_nothing_comes_unasked(alice: Client, bob: Client, room: str) -> None:
     """The extension is off unless it is enabled."""
     # X1
     event_ids = send_known(alice, room)
-    for extensions in (None, {}, {EXTENSION: {}}, {EXTENSION: {"enabled": False}}):
+    asked: list[JsonDict | None] = [None, {}, {EXTENSION: {}}, {EXTENSION: {"enabled": False}}]
+    for extensions in asked:
         body: JsonDict = {"lists": {"all": window()}}
         if extensions is not None:
             body["extensions"] = extensions

@@ -3,7 +3,6 @@
 import importlib.metadata
 import shutil
 import threading
-from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
@@ -161,7 +160,8 @@ def test_tables_of_the_first_version(make_homeserver: MakeHomeserver, kind: str)
     """They are upgraded, and what stands in them goes on to count."""
     homeserver = make_homeserver(kind)
     homeserver.start()
-    newest = homeserver.query("SELECT version, compatible_version FROM synapse_sticky_schema")
+    select_newest = "SELECT version, compatible_version FROM synapse_sticky_schema"
+    newest = homeserver.query(select_newest)
     tables = our_tables(homeserver, kind)
     alice, bob = homeserver.register(), homeserver.register()
     room = alice.create_room(preset="public_chat")
@@ -170,25 +170,27 @@ def test_tables_of_the_first_version(make_homeserver: MakeHomeserver, kind: str)
     since = follow_until_seen(bob, room, [event_id]).next_batch
     homeserver.stop()
 
-    select_events = (
-        "SELECT event_id, room_id, sender, expires_ts, stream_ordering, revision, position,"
-        " held_reason FROM synapse_sticky_events"
-    )
-    select_progress = (
-        "SELECT events_stream, backfill_stream, un_partial_stated_stream, last_position"
-        " FROM synapse_sticky_progress"
-    )
-    events, progress = homeserver.query(select_events), homeserver.query(select_progress)
+    columns = {
+        "synapse_sticky_events": (
+            "event_id, room_id, sender, expires_ts, stream_ordering, revision, position,"
+            " held_reason"
+        ),
+        "synapse_sticky_progress": (
+            "events_stream, backfill_stream, un_partial_stated_stream, last_position"
+        ),
+    }
+
+    def rows(table: str) -> list[tuple[Any, ...]]:
+        return homeserver.query(f"SELECT {columns[table]} FROM {table}")
+
+    before = {table: rows(table) for table in columns}
+    assert [len(found) for found in before.values()] == [1, 1]
     drop_tables(homeserver, kind)
     for statement in script_statements(1):
         homeserver.execute(statement)
-    insert(homeserver, "synapse_sticky_events", events)
-    for row in progress:
-        homeserver.execute(
-            "INSERT INTO synapse_sticky_progress (events_stream, backfill_stream,"
-            " un_partial_stated_stream, last_position) VALUES (?, ?, ?, ?)",
-            *row,
-        )
+    for table, (row,) in before.items():
+        marks = ", ".join("?" * len(row))
+        homeserver.execute(f"INSERT INTO {table} ({columns[table]}) VALUES ({marks})", *row)
     homeserver.execute(
         "CREATE TABLE synapse_sticky_schema (lock CHAR(1) NOT NULL DEFAULT 'X' UNIQUE,"
         " version INTEGER NOT NULL, compatible_version INTEGER NOT NULL, CHECK (lock = 'X'))"
@@ -199,10 +201,9 @@ def test_tables_of_the_first_version(make_homeserver: MakeHomeserver, kind: str)
 
     position = homeserver.log_position()
     homeserver.start()
-    select_newest = "SELECT version, compatible_version FROM synapse_sticky_schema"
     assert homeserver.query(select_newest) == newest
     assert our_tables(homeserver, kind) == tables
-    assert homeserver.query(select_events) == events
+    assert rows("synapse_sticky_events") == before["synapse_sticky_events"]
     (later,) = send_sticky(alice, room)
     followed = follow_until_seen(bob, room, [later], since)
     assert followed.seen(room) == [later]
@@ -218,13 +219,6 @@ def script_statements(version: int) -> list[str]:
     ]
     lines = [line for line in script.splitlines() if not line.startswith("--")]
     return [statement for statement in "\n".join(lines).split(";") if statement.strip()]
-
-
-def insert(homeserver: Homeserver, table: str, rows: Iterable[tuple[Any, ...]]) -> None:
-    """Insert rows, the columns in their order."""
-    for row in rows:
-        marks = ", ".join("?" * len(row))
-        homeserver.execute(f"INSERT INTO {table} VALUES ({marks})", *row)
 
 
 def test_tables_of_a_later_version(make_homeserver: MakeHomeserver) -> None:

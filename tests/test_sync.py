@@ -978,33 +978,37 @@ def test_the_order_is_that_of_sending(
 def test_an_entry_that_is_there_for_its_section_only(alice: Client, bob: Client, room: str) -> None:
     # C1
     sent = send_sticky(alice, room, 2)
-    plain = send_plain(alice, room, 1)
-    bob.request(
-        "POST",
-        f"/_matrix/client/v3/rooms/{quote(room)}/receipt/m.read/{quote(sent[0])}",
-        json={},
-    )
-    wait_for_readers(bob, room, plain[-1])
+    thread = {"m.relates_to": {"rel_type": "m.thread", "event_id": sent[1]}}
+    in_thread = alice.send(room, {**text("reply"), **thread})
+    (last,) = send_plain(alice, room, 1)
+    path = f"/_matrix/client/v3/rooms/{quote(room)}/receipt/m.read/{quote(sent[0])}"
+    bob.request("POST", path, json={"thread_id": "main"})
+    wait_for_readers(bob, room, last)
+    filter_json = {"room": {"timeline": {"unread_thread_notifications": True}}}
 
-    def notifications() -> JsonDict | None:
-        unread = joined_room(bob.sync(full_state="true"), room)["unread_notifications"]
-        return dict(unread) if unread["notification_count"] == 2 else None
+    def notifications() -> tuple[JsonDict, JsonDict]:
+        entry = joined_room(bob.sync(full_state="true", filter=filter_json), room)
+        unread = entry["unread_notifications"], entry.get("unread_thread_notifications", {})
+        # The second sticky one and the last one; the reply counts for its thread.
+        assert unread[0]["notification_count"] == 2
+        assert unread[1][sent[1]]["notification_count"] == 1
+        return unread
 
-    unread = eventually(notifications, what="two unread messages")
+    unread = eventually(notifications, what="the unread messages")
     token = quiet_token(bob)
     # As the token of a client that has everything but the section.
-    answer = bob.sync(_with_slot(token, "0"))
+    answer = bob.sync(_with_slot(token, "0"), filter=filter_json)
     entry = joined_room(answer, room)
     assert ids(sticky_in(answer, room)) == sent
-    assert entry["unread_notifications"] == unread
+    assert (entry["unread_notifications"], entry["unread_thread_notifications"]) == unread
     # A client that were told of a gap would throw its timeline away.
     assert entry["timeline"]["events"] == []
     assert entry["timeline"]["limited"] is False
     assert entry["state"]["events"] == []
     assert entry["account_data"]["events"] == []
     assert entry["ephemeral"]["events"] == []
-    page = bob.messages(room, dir="b", limit=1, **{"from": entry["timeline"]["prev_batch"]})
-    assert ids(page["chunk"]) == plain
+    page = bob.messages(room, dir="b", limit=2, **{"from": entry["timeline"]["prev_batch"]})
+    assert ids(page["chunk"]) == [last, in_thread]
     # Nothing else is in the answer because of it.
     assert set(answer["rooms"]["join"]) == {room}
     assert joined_room(bob.sync(answer["next_batch"]), room) == {}
