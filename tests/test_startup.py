@@ -348,7 +348,7 @@ def test_events_from_before_the_first_start(
     make_homeserver: MakeHomeserver, remote: RemoteServer, kind: str
 ) -> None:
     """What other servers sent while there was no module is delivered while it is sticky."""
-    # C1, C9, K3
+    # C1, C9
     homeserver = make_homeserver(kind, federation=True, module=False)
     homeserver.start()
     alice, bob = homeserver.register(), homeserver.register()
