@@ -200,7 +200,6 @@ def test_an_event_that_was_recorded_anew() -> None:
 
 
 def test_an_event_that_was_held() -> None:
-    # C6
     index = _index_of(_change(None, 50_000))
     assert index.knows("$0")
     assert index.held_count == 1

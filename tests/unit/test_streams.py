@@ -203,7 +203,7 @@ def test_following_writers_finds_all_they_write(history: list[tuple[str, object,
 
 @given(bounds_pairs(), st.integers(1, 12))
 def test_steps_lead_all_the_way(pair: tuple[Bounds, Bounds], step: int) -> None:
-    # E7: a long outage is made up for in bites that the database can take
+    # A long outage is made up for in bites that the database can take
     read, written = pair
     steps = list(in_steps(read, written, step))
     assert steps[-1] == written
