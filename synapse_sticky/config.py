@@ -25,6 +25,8 @@ class StickyEventsConfig:
     max_events_per_sync: int = MAX_EVENTS
     cleanup_interval_ms: int = 60_000
     poll_interval_ms: int = 5_000
+    federation_grace_period_ms: int = 15_000
+    max_servers_at_once: int = 100
 
     @classmethod
     def parse(cls, options: object) -> "StickyEventsConfig":
@@ -41,6 +43,11 @@ class StickyEventsConfig:
             "max_events_per_sync": ("max_events_per_sync", _whole_number(1, MAX_EVENTS)),
             "cleanup_interval": ("cleanup_interval_ms", _duration_ms(1_000, 3_600_000)),
             "poll_interval": ("poll_interval_ms", _duration_ms(500, 60_000)),
+            "federation_grace_period": (
+                "federation_grace_period_ms",
+                _duration_ms(0, 600_000),
+            ),
+            "max_servers_at_once": ("max_servers_at_once", _whole_number(1, 10_000)),
         }
         values = {}
         for name, value in options.items():

@@ -8,7 +8,7 @@ rooms that a user is not in, nor to be in many rooms.
 
 import sys
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Final
 
 import attr
@@ -27,6 +27,7 @@ class StickyEvent:
             here; the larger, the later.
         expires_ts: when it stops being sticky, in ms since the epoch.
         stream_ordering: where Synapse has put it when it was stored.
+        owed: whether the other servers in its room are owed it by this one.
     """
 
     event_id: str
@@ -35,11 +36,15 @@ class StickyEvent:
     position: int
     expires_ts: int
     stream_ordering: int
+    owed: bool
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class EventChange:
-    """What the store says of one event: ``position`` is None while it is held."""
+    """What the store says of one event: ``position`` is None while it is held.
+
+    ``held_reason`` stays when it becomes deliverable.
+    """
 
     event_id: str
     room_id: str
@@ -47,18 +52,23 @@ class EventChange:
     position: int | None
     expires_ts: int
     stream_ordering: int
+    owed: bool = False
+    held_reason: str | None = None
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class JoinChange:
-    """What the store says of one local user's newest join to a room.
+    """What the store says of a local user's, or another server's, newest join to a room.
 
-    Everything in the room that is older than ``position`` became deliverable to
-    this user there. After ``expires_ts`` nothing that old can be sticky. The
-    join itself is at ``stream_ordering`` in what ``instance_name`` has written.
+    Everything in the room that is older than ``position`` became due to this
+    member there. After ``expires_ts`` nothing that old can be sticky. The join
+    itself is at ``stream_ordering`` in what ``instance_name`` has written.
+
+    Attributes:
+        member: the ID of the user or the name of the server.
     """
 
-    user_id: str
+    member: str
     room_id: str
     position: int
     expires_ts: int
@@ -122,13 +132,13 @@ class StickyIndex:
         event = self._events.get(event_id)
         return event.expires_ts if event else self._held.get(event_id)
 
-    def join(self, user_id: str, room_id: str) -> JoinChange | None:
-        """This user's newest join to the room, None if it does not matter (any more)."""
-        return self._joins.get(user_id, {}).get(room_id)
+    def join(self, member: str, room_id: str) -> JoinChange | None:
+        """This member's newest join to the room, None if it does not matter (any more)."""
+        return self._joins.get(member, {}).get(room_id)
 
-    def joins_after(self, user_id: str, position: int) -> list[JoinChange]:
-        """This user's joins after a position that matter, oldest first."""
-        joins = (j for j in self._joins.get(user_id, {}).values() if j.position > position)
+    def joins_after(self, member: str, position: int) -> list[JoinChange]:
+        """This member's joins after a position that matter, oldest first."""
+        joins = (j for j in self._joins.get(member, {}).values() if j.position > position)
         return sorted(joins, key=lambda join: join.position)
 
     def apply(
@@ -149,13 +159,14 @@ class StickyIndex:
                 change.position,
                 change.expires_ts,
                 change.stream_ordering,
+                bool(change.owed),
             )
             self._events[event.event_id] = event
             self._by_room.setdefault(event.room_id, []).append(event)
             self._log.append(event)
             self._expiring.setdefault(bucket, []).append(event.event_id)
         for join in joins:
-            self._joins.setdefault(sys.intern(join.user_id), {})[sys.intern(join.room_id)] = join
+            self._joins.setdefault(sys.intern(join.member), {})[sys.intern(join.room_id)] = join
         self.position = max(self.position, position)
 
     def due(self, user_id: str | None, rooms: Set[str], since: int, now_ts: int) -> list[Due]:
@@ -200,6 +211,17 @@ class StickyIndex:
         """All deliverable, unexpired events of a room, oldest first."""
         return [e for e in self._by_room.get(room_id, ()) if self._is_live(e, now_ts)]
 
+    def owed_after(self, room_id: str, position: int, now_ts: int) -> Iterator[StickyEvent]:
+        """What the servers in a room are owed after a position, oldest first.
+
+        To be used up before the index changes.
+        """
+        events = self._by_room.get(room_id, ())
+        for number in range(bisect_right(events, position, key=_position), len(events)):
+            event = events[number]
+            if event.owed and self._is_live(event, now_ts):
+                yield event
+
     def expire(self, now_ts: int) -> None:
         """Forgets what has expired, in time proportional to how much that is."""
         touched: set[str] = set()
@@ -216,12 +238,12 @@ class StickyIndex:
             self._keep_live(room_id)
         if len(self._log) > 2 * len(self._events):
             self._log = [e for e in self._log if self._events.get(e.event_id) is e]
-        for user_id in [u for u, joins in self._joins.items() if _any_expired(joins, now_ts)]:
-            joins = {r: j for r, j in self._joins[user_id].items() if j.expires_ts > now_ts}
+        for member in [m for m, joins in self._joins.items() if _any_expired(joins, now_ts)]:
+            joins = {r: j for r, j in self._joins[member].items() if j.expires_ts > now_ts}
             if joins:
-                self._joins[user_id] = joins
+                self._joins[member] = joins
             else:
-                del self._joins[user_id]
+                del self._joins[member]
 
     def _is_live(self, event: StickyEvent, now_ts: int) -> bool:
         return event.expires_ts > now_ts and self._events.get(event.event_id) is event

@@ -11,17 +11,26 @@ same time. Then whoever stores first wins, and the other looks again.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 import attr
 from synapse.module_api import ModuleApi
+from synapse.types import get_domain_from_id
 
-from synapse_sticky.admission import Admission
+from synapse_sticky.admission import Admission, HeldReason
 from synapse_sticky.config import StickyEventsConfig
 from synapse_sticky.reader import IndexReader
+from synapse_sticky.rechecks import Rechecks
 from synapse_sticky.seams.streams import StreamBounds
-from synapse_sticky.storage.store import Admitted, Candidate, Join, LostRace, StickyStore
+from synapse_sticky.storage.store import (
+    Admitted,
+    Candidate,
+    Held,
+    Join,
+    LostRace,
+    StickyStore,
+)
 from synapse_sticky.streams import Bounds, in_steps, unread
 
 logger = logging.getLogger(__name__)
@@ -44,6 +53,7 @@ class Indexer:
         store: StickyStore,
         bounds: StreamBounds,
         admission: Admission,
+        rechecks: Rechecks,
         reader: IndexReader,
         call_later: Callable[[float, Callable[[], None]], None],
     ) -> None:
@@ -51,6 +61,7 @@ class Indexer:
         self._store = store
         self._bounds = bounds
         self._admission = admission
+        self._rechecks = rechecks
         self._reader = reader
         self._call_later = call_later
         self._now_ts = reader.now_ts
@@ -83,7 +94,7 @@ class Indexer:
         """New events are stored, and clients are about to be told. Never raises.
 
         Args:
-            ordinary: stream orderings of those that cannot matter here.
+            ordinary: stream orderings of those that are not sticky.
             has_sticky: whether there are sticky ones among the others.
         """
         if self._ordinary is not None and len(self._ordinary) < _STEP:
@@ -113,6 +124,9 @@ class Indexer:
     def _pass_over_ordinary(self) -> None:
         """Goes on in the stream, in memory, as far as nothing can matter."""
         if self._read is None or not self._ordinary:
+            return
+        if self._bounds.state_changed_after(self._read.events):
+            # A plain event may change the current state too, by state resolution.
             return
         end = self._read.events
         while end + 1 in self._ordinary and end - self._stored_events_bound < _STEP:
@@ -173,6 +187,9 @@ class Indexer:
             if progress is None:
                 await self._begin(written)
                 return
+            self._rechecks.clear()
+            held = await self._store.get_held(HeldReason.SOFT_FAILED.value, self._now_ts())
+            await self._rechecks.watch(held)
             self._read, self._last_position = progress
             self._stored_events_bound = self._read.events
         for bounds in in_steps(self._read, written, _STEP):
@@ -181,7 +198,7 @@ class Indexer:
     async def _begin(self, written: Bounds) -> None:
         """The first start: what is already in the database and sticky counts too."""
         candidates = await self._store.find_recent_candidates(self._now_ts())
-        await self._record(candidates, [], written, None)
+        await self._record(candidates, [], [], written, None)
         self._read = written
         logger.info("Found %d unexpired sticky events in the database", len(candidates))
 
@@ -190,42 +207,83 @@ class Indexer:
         ranges = list(unread(self._read, bounds))
         if not ranges:
             return
-        candidates, joins = await self._store.find_candidates(ranges, self._now_ts())
+        found = await self._store.find(ranges, self._now_ts(), self._rechecks.rooms)
         # The others are of a range that was read before.
-        fresh = [c for c in candidates if not self._reader.index.knows(c.event_id)]
-        fresh_rooms = {candidate.room_id for candidate in fresh}
-        mattering = [
-            join
-            for join in joins
-            if (join.room_id in self._reader.index.rooms or join.room_id in fresh_rooms)
-            and self._api.is_mine(join.user_id)
-        ]
-        if fresh or mattering or bounds.events - self._stored_events_bound >= _STEP:
-            await self._record(fresh, mattering, bounds, self._last_position)
+        fresh = [c for c in found.candidates if not self._reader.index.knows(c.event_id)]
+        joins = await self._mattering_joins(found.joins, fresh)
+        released = await self._rechecks.passing(self._rechecks.affected(found.state_changes))
+        if fresh or joins or released or bounds.events - self._stored_events_bound >= _STEP:
+            await self._record(fresh, joins, released, bounds, self._last_position)
         self._read = bounds
+
+    async def _mattering_joins(
+        self, joins: Iterable[Join], fresh: Collection[Candidate]
+    ) -> list[Join]:
+        """The joins of local users, and of servers, to rooms where something is due to them."""
+        index, now_ts = self._reader.index, self._now_ts()
+        fresh_rooms = {candidate.room_id for candidate in fresh}
+        local, remote = [], []
+        for join in joins:
+            if self._api.is_mine(join.member):
+                if join.room_id in index.rooms or join.room_id in fresh_rooms:
+                    local.append(join)
+            elif join.room_id in fresh_rooms or any(index.owed_after(join.room_id, 0, now_ts)):
+                remote.append(join)
+        return local + await self._store.find_server_joins(remote, get_domain_from_id)
 
     async def _record(
         self,
         candidates: Iterable[Candidate],
         joins: Iterable[Join],
+        released: Collection[Held],
         read: Bounds,
         last_position: int | None,
     ) -> None:
-        items: list[Admitted | Join] = []
+        items: list[Admitted | Held | Join] = []
+        soft_failed: list[Held] = []
         for candidate in candidates:
             reason = await self._admission.held_reason(candidate)
-            items.append(Admitted(candidate, reason.value if reason else None))
+            owed = (
+                candidate.sent_out
+                and not candidate.unchecked
+                and self._api.is_mine(candidate.sender)
+            )
+            items.append(Admitted(candidate, reason.value if reason else None, owed))
+            if reason is HeldReason.SOFT_FAILED:
+                soft_failed.append(_held(candidate))
         items += joins
         items.sort(key=_stream_ordering)
+        items += released
         self._last_position = await self._store.record(items, read, last_position, self._now_ts())
         self._stored_events_bound = read.events
+        self._rechecks.forget(released)
         if items:
             await self._reader.refresh()
+        if released:
+            logger.info(
+                "%d soft-failed sticky events are authorised by the current state now, "
+                "and are delivered",
+                len(released),
+            )
+        if soft_failed:
+            # The state may have changed since Synapse looked at it, and that
+            # change may have been read already.
+            await self._rechecks.watch(soft_failed)
+            passing = await self._rechecks.passing(soft_failed)
+            if passing:
+                await self._record([], [], passing, read, self._last_position)
 
     async def _clean_up(self) -> None:
+        self._rechecks.expire(self._now_ts())
         deleted = await self._store.delete_expired(self._now_ts())
         logger.debug("Deleted %d expired sticky events", deleted)
 
 
-def _stream_ordering(item: Admitted | Join) -> int:
+def _held(candidate: Candidate) -> Held:
+    return Held(
+        candidate.event_id, candidate.room_id, candidate.stream_ordering, candidate.expires_ts
+    )
+
+
+def _stream_ordering(item: Admitted | Held | Join) -> int:
     return item.candidate.stream_ordering if isinstance(item, Admitted) else item.stream_ordering

@@ -9,15 +9,19 @@ from synapse.module_api.errors import ConfigError
 
 from synapse_sticky.admission import Admission
 from synapse_sticky.config import StickyEventsConfig
+from synapse_sticky.debts import Debt, Debts
 from synapse_sticky.delivery import Delivery
 from synapse_sticky.index import StickyIndex
 from synapse_sticky.indexer import Indexer
+from synapse_sticky.looper import Looper
 from synapse_sticky.reader import IndexReader
-from synapse_sticky.seams import events, sending, sliding_sync, sync
+from synapse_sticky.rechecks import Rechecks
+from synapse_sticky.seams import events, extremities, sending, sliding_sync, sync
 from synapse_sticky.seams.authorisation import CurrentStateCheck
 from synapse_sticky.seams.background import News, call_later, homeserver_of
 from synapse_sticky.seams.checks import check_synapse_version
 from synapse_sticky.seams.database import MigrationConnection
+from synapse_sticky.seams.federation import Federation
 from synapse_sticky.seams.streams import (
     Signal,
     StreamBounds,
@@ -29,6 +33,7 @@ from synapse_sticky.seams.streams import (
 from synapse_sticky.seams.visibility import (
     filter_bundled_aggregations,
     lift_history_visibility,
+    lift_history_visibility_for_servers,
 )
 from synapse_sticky.storage.migrations import migrate
 from synapse_sticky.storage.store import StickyStore, load_index
@@ -58,26 +63,36 @@ class StickyEventsModule:
         news = News(hs)
         self._signal = Signal(hs, lambda: reader.on_signal())
         store = StickyStore(api, self._signal.send)
-        reader = IndexReader(
-            api, store, news, Waker(hs), _prepare_tables(MigrationConnection(hs), news.now_ts())
-        )
-        delivery = Delivery(reader, events.EventSource(hs))
+        source = events.EventSource(hs)
+        index = _prepare_tables(MigrationConnection(hs), news.now_ts())
+        reader = IndexReader(api, store, source, news, Waker(hs), index)
+        delivery = Delivery(reader, source)
+        federation = Federation(hs)
 
         carry_position(hs, lambda: reader.index.position)
         events.add_remaining_time(api, hs, reader.is_noticed, reader.expires_ts)
         lift_history_visibility(hs, reader.is_sticky)
+        lift_history_visibility_for_servers(federation, reader.is_sticky)
         filter_bundled_aggregations(hs, reader.is_sticky)
         sending.install()
         sync.install(delivery, config.max_events_per_sync)
         sliding_sync.install(delivery)
+        extremities.install(hs)
         reader.start(config)
 
+        looper = Looper(api, store, reader, federation, config) if federation.sends else None
+        if looper is not None:
+            looper.start()
+        self._debts = Debts(store, reader, federation, looper)
+
         if api.should_run_background_tasks():
+            check = CurrentStateCheck(hs)
             indexer = Indexer(
                 api,
                 store,
                 StreamBounds(hs),
-                Admission(CurrentStateCheck(hs)),
+                Admission(check),
+                Rechecks(check),
                 reader,
                 partial(call_later, hs),
             )
@@ -85,6 +100,13 @@ class StickyEventsModule:
                 indexer.expect_new_events()
             on_stream_change(hs, indexer.on_stream_change)
             indexer.start(config)
+
+    async def debts(self) -> list[Debt]:
+        """Which servers are owed sticky events, and why they are not paid yet.
+
+        Of every server in the federation, on whichever process it is asked.
+        """
+        return await self._debts.all()
 
     @staticmethod
     def parse_config(config: object) -> StickyEventsConfig:

@@ -27,3 +27,6 @@ SLIDING_SYNC_EXTENSION: Final = "org.matrix.msc4354.sticky_events"
 
 VERSIONS_FLAG: Final = "org.matrix.msc4354"
 """Flag among the ``unstable_features`` of ``/versions``."""
+
+EXTREMITIES_PREFIX: Final = "/_matrix/federation/unstable/org.matrix.msc4370"
+"""What the path of MSC4370's endpoint begins with, while it is unstable."""

@@ -17,8 +17,9 @@ from synapse_sticky import stickiness
 from synapse_sticky.config import StickyEventsConfig
 from synapse_sticky.index import StickyIndex
 from synapse_sticky.seams.background import News
+from synapse_sticky.seams.events import EventSource
 from synapse_sticky.seams.streams import Waker
-from synapse_sticky.storage.store import StickyStore
+from synapse_sticky.storage.store import Changes, StickyStore
 from synapse_sticky.tokens import Since
 
 logger = logging.getLogger(__name__)
@@ -33,18 +34,27 @@ class IndexReader:
     Attributes:
         index: what is deliverable, as far as this process knows.
         hurry: called when a request waits for something to be noticed.
+        on_changes: called with what the index has just taken over.
     """
 
     def __init__(
-        self, api: ModuleApi, store: StickyStore, news: News, waker: Waker, index: StickyIndex
+        self,
+        api: ModuleApi,
+        store: StickyStore,
+        events: EventSource,
+        news: News,
+        waker: Waker,
+        index: StickyIndex,
     ) -> None:
         self._api = api
         self._store = store
+        self._events = events
         self._news = news
         self._waker = waker
         self.now_ts = news.now_ts
         self.index = index
         self.hurry: Callable[[], None] = lambda: None
+        self.on_changes: Callable[[Changes], None] = lambda changes: None
 
     def start(self, config: StickyEventsConfig) -> None:
         """Begins to look for lost signals and to forget what has expired."""
@@ -73,12 +83,15 @@ class IndexReader:
             )
             self.index = StickyIndex()
             changes = await self._store.get_changes(0, self.now_ts())
+        released = [e.event_id for e in changes.events if e.position is not None and e.held_reason]
+        self._events.forget_cached(released)
         self.index.apply(changes.events, changes.joins, changes.position)
         if not changes.events and not changes.joins:
             return
+        self.on_changes(changes)
         self._news.announce()
         rooms = {change.room_id for change in changes.events if change.position is not None}
-        users = {join.user_id for join in changes.joins}
+        users = {join.member for join in changes.joins if join.member.startswith("@")}
         if rooms or users:
             # Waking pokes whoever watches the streams, this process included:
             # not while one of those is calling us.

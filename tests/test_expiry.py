@@ -296,7 +296,7 @@ def test_expired_rows_are_deleted(make_homeserver: MakeHomeserver, kind: str) ->
     eventually(lambda: is_recorded(homeserver, short) and is_recorded(homeserver, long))
     bob = homeserver.register()
     bob.join(room)
-    joins = "SELECT user_id FROM synapse_sticky_joins WHERE user_id = ?"
+    joins = "SELECT member FROM synapse_sticky_joins WHERE member = ?"
     eventually(lambda: homeserver.query(joins, bob.user_id), what="the join")
     sleep_until(_expiry(homeserver, short) - 200)
     assert is_recorded(homeserver, short)

@@ -32,6 +32,11 @@ class CurrentStateCheck:
         """Whether a faster join to this room is still under way."""
         return bool(await self._store.is_partial_state_room(room_id))
 
+    async def authorised_by(self, event_id: str) -> frozenset[tuple[str, str]]:
+        """The types and state keys that decide whether an event is authorised."""
+        event = await self._store.get_event(event_id, allow_none=True)
+        return _auth_types(event) if event is not None else frozenset()
+
     async def allows(self, event_id: str) -> bool:
         """Whether the event would be authorised if it were sent now.
 
@@ -42,10 +47,8 @@ class CurrentStateCheck:
         event = await self._store.get_event(event_id, allow_none=True)
         if event is None or event.rejected_reason is not None:
             return False
-        try:
-            types = auth_types_for_event(event.room_version, event)
-        except Exception:
-            # Only nonsense in the event itself gets here. It authorises nothing.
+        types = _auth_types(event)
+        if not types:
             return False
         current = await self._store.get_partial_filtered_current_state_ids(
             event.room_id, StateFilter.from_types(types)
@@ -63,3 +66,11 @@ class CurrentStateCheck:
                 logger.info("Event %s cannot be authorised: %s", event_id, type(error).__name__)
             return False
         return True
+
+
+def _auth_types(event: EventBase) -> frozenset[tuple[str, str]]:
+    try:
+        return frozenset(auth_types_for_event(event.room_version, event))
+    except Exception:
+        # Only nonsense in the event itself gets here. Nothing authorises it.
+        return frozenset()

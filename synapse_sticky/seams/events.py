@@ -6,7 +6,7 @@ Also the place where every event gets its remaining time, on every endpoint.
 
 import copy
 import inspect
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, Final, cast
 
 from synapse import visibility
@@ -71,10 +71,16 @@ class EventSource:
         self._store: Any = hs.get_datastores().main
         self._storage = hs.get_storage_controllers()
         self._serializer = hs.get_event_client_serializer()
+        require(self._store, "_invalidate_local_get_event_cache", "event_id")
         for method in ("get_event", "get_events_as_list", "ignored_users", "are_users_erased"):
             require(self._store, method)
         require(self._serializer, "serialize_events", "events", "time_now", "config")
         self._clock = hs.get_clock()
+
+    def forget_cached(self, event_ids: Iterable[str]) -> None:
+        """What is cached of these events in this process is out of date."""
+        for event_id in event_ids:
+            self._store._invalidate_local_get_event_cache(event_id)
 
     async def ignored_users(self, user_id: str) -> frozenset[str]:
         """The senders whom a user does not want to hear."""

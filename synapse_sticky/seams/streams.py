@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 import attr
-from synapse.api.constants import EventTypes
 from synapse.events import EventBase
 from synapse.module_api import LoggingTransaction
 from synapse.server import HomeServer
@@ -45,6 +44,9 @@ class StreamBounds:
         self._backfill = store._backfill_id_gen
         self._un_partial_stated = store._un_partial_stated_events_stream_id_gen
         self._writers = hs.config.worker.writers.events
+        require(store, "_curr_state_delta_stream_cache")
+        self._state_changes = store._curr_state_delta_stream_cache
+        require(self._state_changes, "has_any_entity_changed", "stream_pos")
 
     def current(self) -> Bounds:
         """The bounds that this process knows of.
@@ -66,6 +68,10 @@ class StreamBounds:
             },
         )
 
+    def state_changed_after(self, stream_ordering: int) -> bool:
+        """Whether the current state of any room has changed since, or may have."""
+        return self._state_changes.has_any_entity_changed(stream_ordering)
+
 
 def on_stream_change(hs: HomeServer, callback: Callable[[], None]) -> None:
     """Calls back whenever a stream may have moved, often without need.
@@ -86,7 +92,7 @@ def on_new_events(hs: HomeServer, callback: Callable[[list[int], bool], None]) -
 
     Returns:
         Whether it does. The callback gets the stream orderings of events that are
-        neither sticky nor memberships, and whether others of them are sticky.
+        not sticky, and whether others are.
     """
     if hs.config.worker.writers.events != [hs.get_instance_name()]:
         return False
@@ -104,9 +110,7 @@ def on_new_events(hs: HomeServer, callback: Callable[[list[int], bool], None]) -
                 position.stream for e, position in events_and_pos if e.get(EVENT_KEY) is not None
             }
             ordinary = [
-                position.stream
-                for event, position in events_and_pos
-                if position.stream not in sticky and event.type != EventTypes.Member
+                position.stream for _, position in events_and_pos if position.stream not in sticky
             ]
             callback(ordinary, bool(sticky))
         except Exception:

@@ -16,7 +16,7 @@ from synapse.module_api.errors import ConfigError
 
 from synapse_sticky.seams.database import MigrationConnection
 
-COMPATIBLE_VERSION: Final = 2
+COMPATIBLE_VERSION: Final = 3
 """The oldest schema version whose code can work with the newest schema."""
 
 _VERSION_TABLE = """

@@ -13,6 +13,7 @@ from synapse_sticky import stickiness
 from synapse_sticky.index import EventChange, JoinChange, StickyIndex
 from synapse_sticky.names import EVENT_KEY
 from synapse_sticky.streams import Bounds, Range, Stream
+from synapse_sticky.watermarks import WatermarkRow
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ class Candidate:
         soft_failed: Synapse has marked it so.
         refused: by a policy server or a spam checker.
         unchecked: Synapse never checked it against the room's current state.
+        sent_out: Synapse sends it to other servers if it is by a user of this one,
+            and the module was there when it was stored.
     """
 
     event_id: str
@@ -50,24 +53,58 @@ class Candidate:
     soft_failed: bool
     refused: bool
     unchecked: bool
+    sent_out: bool
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Join:
-    """A user's join to a room, found in Synapse's tables."""
+    """A user's join to a room, found in Synapse's tables, or what it means: a server's."""
 
-    user_id: str
+    member: str
     room_id: str
     stream_ordering: int
     instance_name: str | None
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
+class StateChange:
+    """A change of a room's current state, found in Synapse's tables."""
+
+    room_id: str
+    type: str
+    state_key: str
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Found:
+    """What lies in some ranges of Synapse's streams."""
+
+    candidates: list[Candidate]
+    joins: list[Join]
+    state_changes: list[StateChange]
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Held:
+    """A recorded event that is held, and may become deliverable."""
+
+    event_id: str
+    room_id: str
+    stream_ordering: int
+    expires_ts: int
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
 class Admitted:
-    """A candidate and why it is held, or None if it is deliverable."""
+    """A candidate and why it is held, or None if it is deliverable.
+
+    Attributes:
+        owed: whether other servers are owed it.
+    """
 
     candidate: Candidate
     held_reason: str | None
+    owed: bool
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -82,6 +119,9 @@ class Changes:
 class LostRace(Exception):
     """Another process has given out positions since ours were read."""
 
+
+ServerOf = Callable[[str], str]
+"""The server name in a user ID."""
 
 Signal = Callable[[LoggingTransaction], None]
 """Called within a transaction that changed our tables: tells the other processes."""
@@ -109,9 +149,23 @@ class StickyStore:
 
         return await self._api.run_db_interaction("sticky_get_progress", get_progress_txn)
 
+    async def get_held(self, reason: str, now_ts: int) -> list[Held]:
+        """The unexpired events that are held for this reason, in stream order."""
+
+        def get_held_txn(txn: LoggingTransaction) -> list[Held]:
+            txn.execute(
+                "SELECT event_id, room_id, stream_ordering, expires_ts "
+                "FROM synapse_sticky_events WHERE position IS NULL AND held_reason = ? "
+                "AND expires_ts > ? ORDER BY stream_ordering",
+                (reason, now_ts),
+            )
+            return [Held(*row) for row in txn]
+
+        return await self._api.run_db_interaction("sticky_get_held", get_held_txn)
+
     async def record(
         self,
-        items: Iterable[Admitted | Join],
+        items: Iterable[Admitted | Held | Join],
         read: Bounds,
         last_position: int | None,
         now_ts: int,
@@ -119,7 +173,8 @@ class StickyStore:
         """Stores what was found and how far was read, together.
 
         Args:
-            items: in the order in which they get their positions.
+            items: in the order in which they get their positions. What is held
+                becomes deliverable, and stops being soft-failed for Synapse too.
             read: how far Synapse's streams were read to find them.
             last_position: the last position given out, as known here; None if
                 nothing was stored yet.
@@ -131,7 +186,7 @@ class StickyStore:
             LostRace: if it is not what was said. Nothing is stored then.
         """
         position = now_ts if last_position is None else last_position
-        event_rows, join_rows = [], []
+        event_rows, released, join_rows = [], [], []
         for item in items:
             position = max(position + 1, now_ts)
             if isinstance(item, Admitted):
@@ -146,12 +201,15 @@ class StickyStore:
                         position,
                         position if item.held_reason is None else None,
                         item.held_reason,
+                        item.owed,
                     )
                 )
+            elif isinstance(item, Held):
+                released.append((position, position, item.event_id))
             else:
                 join_rows.append(
                     (
-                        item.user_id,
+                        item.member,
                         item.room_id,
                         item.stream_ordering,
                         item.instance_name,
@@ -180,20 +238,28 @@ class StickyStore:
             txn.execute_batch(
                 "INSERT INTO synapse_sticky_events "
                 "(event_id, room_id, sender, expires_ts, stream_ordering, revision, position, "
-                "held_reason) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (event_id) DO NOTHING",
+                "held_reason, owed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT (event_id) DO NOTHING",
                 event_rows,
             )
             txn.execute_batch(
+                "UPDATE synapse_sticky_events SET revision = ?, position = ? "
+                "WHERE event_id = ? AND position IS NULL",
+                released,
+            )
+            for _, _, event_id in released:
+                _unset_soft_failed(txn, event_id)
+            txn.execute_batch(
                 "INSERT INTO synapse_sticky_joins "
-                "(user_id, room_id, stream_ordering, instance_name, position, expires_ts) "
-                "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (user_id, room_id) DO UPDATE SET "
+                "(member, room_id, stream_ordering, instance_name, position, expires_ts) "
+                "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (member, room_id) DO UPDATE SET "
                 "stream_ordering = excluded.stream_ordering, "
                 "instance_name = excluded.instance_name, position = excluded.position, "
                 "expires_ts = excluded.expires_ts "
                 "WHERE synapse_sticky_joins.stream_ordering < excluded.stream_ordering",
                 join_rows,
             )
-            if event_rows or join_rows:
+            if event_rows or released or join_rows:
                 self._signal(txn)
 
         await self._api.run_db_interaction("sticky_record", record_txn)
@@ -203,11 +269,43 @@ class StickyStore:
         """What changed after this position. See :func:`read_changes`."""
         return await self._api.run_db_interaction("sticky_get_changes", read_changes, after, now_ts)
 
+    async def get_watermarks(self, now_ts: int) -> list[WatermarkRow]:
+        """All watermarks that speak of something that may still be sticky."""
+
+        def get_watermarks_txn(txn: LoggingTransaction) -> list[WatermarkRow]:
+            txn.execute(
+                "SELECT server_name, room_id, joined_position, settled_position, expires_ts "
+                "FROM synapse_sticky_watermarks WHERE expires_ts > ?",
+                (now_ts,),
+            )
+            return [WatermarkRow(*row) for row in txn]
+
+        return await self._api.run_db_interaction("sticky_get_watermarks", get_watermarks_txn)
+
+    async def store_watermarks(self, rows: Iterable[WatermarkRow]) -> None:
+        """Stores watermarks. What is stored never goes back, but with a newer join."""
+
+        def store_watermarks_txn(txn: LoggingTransaction) -> None:
+            txn.execute_batch(
+                "INSERT INTO synapse_sticky_watermarks AS w "
+                "(server_name, room_id, joined_position, settled_position, expires_ts) "
+                "VALUES (?, ?, ?, ?, ?) ON CONFLICT (server_name, room_id) DO UPDATE SET "
+                "joined_position = excluded.joined_position, "
+                "settled_position = excluded.settled_position, expires_ts = excluded.expires_ts "
+                "WHERE w.joined_position < excluded.joined_position OR "
+                "(w.joined_position = excluded.joined_position "
+                "AND w.settled_position < excluded.settled_position)",
+                [attr.astuple(row) for row in rows],
+            )
+
+        await self._api.run_db_interaction("sticky_store_watermarks", store_watermarks_txn)
+
     async def delete_expired(self, now_ts: int) -> int:
         """Deletes what has expired and returns how many events that were."""
 
         def delete_expired_txn(txn: LoggingTransaction) -> int:
-            txn.execute("DELETE FROM synapse_sticky_joins WHERE expires_ts <= ?", (now_ts,))
+            for table in ("synapse_sticky_joins", "synapse_sticky_watermarks"):
+                txn.execute(f"DELETE FROM {table} WHERE expires_ts <= ?", (now_ts,))
             txn.execute("DELETE FROM synapse_sticky_events WHERE expires_ts <= ?", (now_ts,))
             return txn.rowcount
 
@@ -215,14 +313,19 @@ class StickyStore:
 
     # Synapse's.
 
-    async def find_candidates(
-        self, ranges: Collection[Range], now_ts: int
-    ) -> tuple[list[Candidate], list[Join]]:
-        """The sticky events, each once, and the joins in these ranges."""
+    async def find(
+        self, ranges: Collection[Range], now_ts: int, watched_rooms: Collection[str]
+    ) -> Found:
+        """The sticky events and the joins in these ranges, each once.
 
-        def find_candidates_txn(txn: LoggingTransaction) -> tuple[list[Candidate], list[Join]]:
+        Args:
+            watched_rooms: the changes of state are looked for in these rooms.
+        """
+
+        def find_txn(txn: LoggingTransaction) -> Found:
             found: list[Candidate] = []
             joins: list[Join] = []
+            state_changes: list[StateChange] = []
             for part in ranges:
                 if part.stream is Stream.UN_PARTIAL_STATED:
                     found += _find_un_partial_stated(txn, part, now_ts)
@@ -231,14 +334,42 @@ class StickyStore:
                 found += _find_ex_outliers(txn, part, now_ts)
                 if part.stream is Stream.EVENTS:
                     joins += _find_joins(txn, part)
+                    if watched_rooms:
+                        state_changes += _find_state_changes(txn, part, watched_rooms)
             # What was found twice is unchecked if it was in either place.
             candidates: dict[str, Candidate] = {}
             for candidate in found:
                 if candidate.event_id not in candidates or candidate.unchecked:
                     candidates[candidate.event_id] = candidate
-            return list(candidates.values()), joins
+            return Found(list(candidates.values()), joins, state_changes)
 
-        return await self._api.run_db_interaction("sticky_find_candidates", find_candidates_txn)
+        return await self._api.run_db_interaction("sticky_find", find_txn)
+
+    async def find_server_joins(self, joins: Collection[Join], server_of: ServerOf) -> list[Join]:
+        """The servers that were not in the room before these joins, with the first of them."""
+
+        def find_server_joins_txn(txn: LoggingTransaction) -> list[Join]:
+            found: dict[tuple[str, str], Join] = {}
+            joined_now = {(join.room_id, join.member) for join in joins}
+            for join in joins:
+                server, room_id = server_of(join.member), join.room_id
+                if (server, room_id) in found:
+                    continue
+                txn.execute(
+                    "SELECT state_key FROM current_state_events WHERE room_id = ? "
+                    "AND type = 'm.room.member' AND membership = 'join' AND state_key LIKE ?",
+                    (room_id, f"%:{server}"),
+                )
+                if all(
+                    (room_id, user_id) in joined_now or server_of(user_id) != server
+                    for (user_id,) in txn
+                ):
+                    found[server, room_id] = attr.evolve(join, member=server)
+            return list(found.values())
+
+        if not joins:
+            return []
+        return await self._api.run_db_interaction("sticky_find_server_joins", find_server_joins_txn)
 
     async def find_recent_candidates(self, now_ts: int) -> list[Candidate]:
         """All events in the database that are sticky now, in stream order."""
@@ -251,7 +382,8 @@ class StickyStore:
                 f"WHERE {_COULD_BE_STICKY} ORDER BY e.stream_ordering",
                 _could_be_sticky_arguments(now_ts),
             )
-            return _candidates(txn.fetchall(), now_ts)
+            # What was stored before the module was there was sent out without it.
+            return [attr.evolve(c, sent_out=False) for c in _candidates(txn.fetchall(), now_ts)]
 
         return await self._api.run_db_interaction(
             "sticky_find_recent_candidates", find_recent_candidates_txn
@@ -290,7 +422,7 @@ def _read_position_and_joins(txn: Any, after: int, now_ts: int) -> tuple[int, li
     txn.execute("SELECT last_position FROM synapse_sticky_progress")
     row = txn.fetchone()
     txn.execute(
-        "SELECT user_id, room_id, position, expires_ts, stream_ordering, instance_name "
+        "SELECT member, room_id, position, expires_ts, stream_ordering, instance_name "
         "FROM synapse_sticky_joins "
         "WHERE position > ? AND expires_ts > ? ORDER BY position",
         (after, now_ts),
@@ -300,7 +432,8 @@ def _read_position_and_joins(txn: Any, after: int, now_ts: int) -> tuple[int, li
 
 def _event_changes(txn: Any, after: int, now_ts: int) -> Iterator[EventChange]:
     txn.execute(
-        "SELECT event_id, room_id, sender, position, expires_ts, stream_ordering "
+        "SELECT event_id, room_id, sender, position, expires_ts, stream_ordering, owed, "
+        "held_reason "
         "FROM synapse_sticky_events "
         "WHERE revision > ? AND expires_ts > ? ORDER BY revision",
         (after, now_ts),
@@ -358,6 +491,29 @@ def _find_joins(txn: LoggingTransaction, part: Range) -> list[Join]:
     return [Join(*row) for row in txn.fetchall()]
 
 
+def _find_state_changes(
+    txn: LoggingTransaction, part: Range, rooms: Collection[str]
+) -> list[StateChange]:
+    txn.execute(
+        "SELECT d.room_id, d.type, d.state_key FROM current_state_delta_stream AS d "
+        f"WHERE {_in_range('d.stream_id', part)} AND {_of_writer('d', part)}",
+        _range_arguments(part),
+    )
+    return [StateChange(*row) for row in txn.fetchall() if row[0] in rooms]
+
+
+def _unset_soft_failed(txn: LoggingTransaction, event_id: str) -> None:
+    """Makes Synapse treat a soft-failed event as any other."""
+    txn.execute("SELECT internal_metadata FROM event_json WHERE event_id = ?", (event_id,))
+    row = txn.fetchone()
+    flags = json.loads(row[0]) if row else {}
+    if flags.pop("soft_failed", None):
+        txn.execute(
+            "UPDATE event_json SET internal_metadata = ? WHERE event_id = ?",
+            (json.dumps(flags), event_id),
+        )
+
+
 def _in_range(column: str, part: Range) -> str:
     # Streams that count downwards have their newest row at the low end.
     if part.end < part.start:
@@ -404,6 +560,11 @@ def _candidates(rows: Sequence[tuple[Any, ...]], now_ts: int) -> list[Candidate]
                 soft_failed=bool(flags.get("soft_failed")),
                 refused=bool(flags.get("policy_server_spammy") or flags.get("spam_checker_spammy")),
                 unchecked=bool(row[8]),
+                sent_out=(
+                    stream_ordering > 0
+                    and flags.get("proactively_send", True)
+                    and not flags.get("out_of_band_membership")
+                ),
             )
         )
     return found

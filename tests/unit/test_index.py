@@ -22,7 +22,7 @@ USERS = [f"@{letter}:example.org" for letter in "xyz"]
 def join_change(user_id: str, room_id: str, position: int, expires_ts: int) -> JoinChange:
     """A join as the store reports it; where Synapse has it does not matter here."""
     return JoinChange(
-        user_id=user_id,
+        member=user_id,
         room_id=room_id,
         position=position,
         expires_ts=expires_ts,
@@ -323,7 +323,7 @@ def test_pages_while_more_arrives(batches: list[list[Record]], limit: int) -> No
 def _due(group_sizes: list[int]) -> list[Due]:
     """As many events due at position 1, at 2, and so on."""
     return [
-        Due(position, StickyEvent(f"${position}-{n}", ROOMS[0], USERS[0], position, HOUR_MS, 1))
+        Due(position, StickyEvent(f"${position}-{n}", ROOMS[0], USERS[0], position, HOUR_MS, 1, True))
         for position, size in enumerate(group_sizes, start=1)
         for n in range(size)
     ]

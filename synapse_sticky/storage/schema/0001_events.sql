@@ -1,7 +1,7 @@
 -- SPDX-License-Identifier: AGPL-3.0-or-later
 
 -- One row for every unexpired sticky event that was noticed. `position` is set
--- once the event is deliverable; until then `held_reason` says why it is not.
+-- once the event is deliverable; `held_reason` says why it is not, or was not before.
 -- `revision` comes from the same counter as positions and grows with every
 -- change of a row, so that other processes can ask for what changed.
 CREATE TABLE synapse_sticky_events (

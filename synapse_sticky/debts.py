@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Who is owed what, and why it is not paid yet: for the admin to see."""
+
+import enum
+
+import attr
+
+from synapse_sticky.index import StickyEvent
+from synapse_sticky.looper import Looper
+from synapse_sticky.reader import IndexReader
+from synapse_sticky.seams.federation import Federation
+from synapse_sticky.storage.store import StickyStore
+from synapse_sticky.watermarks import Watermarks
+
+
+class Reason(enum.Enum):
+    """Why a server was not paid yet."""
+
+    FRESH = "fresh"
+    """Everything is so new that it is left to Synapse's own queue."""
+
+    BACKING_OFF = "backing_off"
+    """The server does not answer, and Synapse leaves it alone for a while."""
+
+    TRYING = "trying"
+    """It is being paid, or will be in a moment; ``obstacle`` says what went wrong."""
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Debt:
+    """What one server is owed in one room.
+
+    Attributes:
+        event_ids: oldest first.
+        since_ts: when the oldest of them became deliverable, in ms since the epoch.
+        retry_ts: until when the server is left alone, if it is.
+        obstacle: why the last try came to nothing, as far as this process knows.
+    """
+
+    server_name: str
+    room_id: str
+    event_ids: list[str]
+    since_ts: int
+    reason: Reason
+    retry_ts: int | None
+    obstacle: str
+
+
+class Debts:
+    """Answers on any process; of servers that others send to, from what is stored."""
+
+    def __init__(
+        self,
+        store: StickyStore,
+        reader: IndexReader,
+        federation: Federation,
+        looper: Looper | None,
+    ) -> None:
+        self._store = store
+        self._reader = reader
+        self._federation = federation
+        self._looper = looper
+
+    async def all(self) -> list[Debt]:
+        """Everything that any server is owed, by server and room."""
+        index, now_ts = self._reader.index, self._reader.now_ts()
+        stored = Watermarks(await self._store.get_watermarks(now_ts))
+        debts = []
+        for room_id in list(index.rooms):
+            for server_name in await self._federation.servers_in_room(room_id):
+                if self._looper is not None and self._federation.sends_to(server_name):
+                    owed = self._looper.owed(server_name, room_id)
+                elif self._federation.is_other(server_name):
+                    owed = list(stored.owed(index, server_name, room_id, now_ts))
+                else:
+                    continue
+                if owed:
+                    debts.append(await self._describe(server_name, room_id, owed, now_ts))
+        return sorted(debts, key=lambda debt: (debt.server_name, debt.room_id))
+
+    async def _describe(
+        self, server_name: str, room_id: str, owed: list[StickyEvent], now_ts: int
+    ) -> Debt:
+        retry_ts = await self._federation.backing_off_until_ts(server_name)
+        reason = Reason.TRYING
+        if retry_ts > now_ts:
+            reason = Reason.BACKING_OFF
+        elif self._looper is not None and all(map(self._looper.is_fresh, owed)):
+            reason = Reason.FRESH
+        return Debt(
+            server_name=server_name,
+            room_id=room_id,
+            event_ids=[event.event_id for event in owed],
+            since_ts=owed[0].position,
+            reason=reason,
+            retry_ts=retry_ts if reason is Reason.BACKING_OFF else None,
+            obstacle=self._looper.obstacle(server_name) if self._looper is not None else "",
+        )

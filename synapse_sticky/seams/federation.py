@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Sending to other servers, in turns with Synapse's own queues.
+
+A receiving server takes one transaction at a time from another one, and refuses
+a second; Synapse then backs off. So whoever wants to send to a server takes its
+turn: Synapse's queue for it and we exclude each other.
+"""
+
+import logging
+import secrets
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Final
+
+import attr
+from synapse.api.errors import (
+    FederationDeniedError,
+    HttpResponseException,
+    RequestSendFailed,
+)
+from synapse.events import EventBase
+from synapse.federation.sender import FederationSender
+from synapse.federation.sender.per_destination_queue import PerDestinationQueue
+from synapse.http import matrixfederationclient
+from synapse.server import HomeServer
+from synapse.types import JsonDict
+from synapse.util.retryutils import NotRetryingDestination
+
+from synapse_sticky.seams.checks import require
+from synapse_sticky.seams.events import has_stickiness, sticky_duration_ms
+
+logger = logging.getLogger(__name__)
+
+_EVENT_TIMEOUT_MS: Final = 10_000
+
+_asking: ContextVar[bool] = ContextVar("synapse_sticky_asking", default=False)
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Answer:
+    """What a server said to a transaction that it took.
+
+    Attributes:
+        accepted: IDs of the events that it named without an error.
+        refused: IDs of those that it named with an error.
+    """
+
+    accepted: frozenset[str]
+    refused: frozenset[str]
+
+    @classmethod
+    def of(cls, response: object) -> "Answer":
+        """Reads a response; whatever a server puts there."""
+        results = response.get("pdus") if isinstance(response, Mapping) else None
+        if not isinstance(results, Mapping):
+            return cls(frozenset(), frozenset())
+        refused = {e for e, r in results.items() if not isinstance(r, Mapping) or "error" in r}
+        return cls(frozenset(results) - refused, frozenset(refused))
+
+
+class CannotReach(Exception):
+    """A server did not take a transaction, or did not answer a question.
+
+    Attributes:
+        retry_ts: until when to leave it alone, if Synapse backs off from it.
+        code: of its HTTP response, if it gave one.
+    """
+
+    def __init__(
+        self, reason: str, *, retry_ts: int | None = None, code: int | None = None
+    ) -> None:
+        super().__init__(reason)
+        self.retry_ts = retry_ts
+        self.code = code
+
+
+class Federation:
+    """The servers that this process sends to."""
+
+    def __init__(self, hs: HomeServer) -> None:
+        self._hs = hs
+        self._clock = hs.get_clock()
+        self._storage = hs.get_storage_controllers()
+        self._store: Any = hs.get_datastores().main
+        self._instance_name = hs.get_instance_name()
+        self._shards = hs.config.worker.federation_shard_config
+        require(
+            self._storage.state,
+            "get_current_hosts_in_room_or_partial_state_approximation",
+            "room_id",
+        )
+        for method in ("get_events_as_list", "are_users_erased", "get_destination_retry_timings"):
+            require(self._store, method)
+        self.sends = hs.should_send_federation()
+        if not self.sends:
+            return
+        self._sender: Any = hs.get_federation_sender()
+        self._transport: Any = hs.get_federation_transport_client()
+        require(FederationSender, "_get_per_destination_queue", "destination")
+        require(FederationSender, "wake_destination", "destination")
+        sender: Any = self._sender
+        require(sender, "_transaction_manager")
+        require(
+            sender._transaction_manager,
+            "send_new_transaction",
+            "destination",
+            "pdus",
+            "edus",
+        )
+        require(sender._transaction_manager, "_transport_layer")
+        require(PerDestinationQueue, "attempt_new_transaction")
+        require(self._transport, "send_transaction", "transaction")
+        require(self._transport, "get_event", "destination", "event_id", "timeout")
+        require(
+            self._transport.client,
+            "put_json",
+            "destination",
+            "path",
+            "data",
+            "long_retries",
+            "backoff_on_all_error_codes",
+        )
+        client_logger = logging.getLogger(matrixfederationclient.__name__)
+        client_logger.addFilter(_NoWarningWhenAsking())
+
+    def sends_to(self, server_name: str) -> bool:
+        """Whether it is this process that sends to a server."""
+        return (
+            self.sends
+            and self.is_other(server_name)
+            and self._shards.should_handle(self._instance_name, server_name)
+        )
+
+    def is_other(self, server_name: str) -> bool:
+        """Whether it is another server, and the configuration allows to federate with it."""
+        allowed = self._hs.config.federation.is_domain_allowed_according_to_federation_whitelist
+        return not self._hs.is_mine_server_name(server_name) and bool(allowed(server_name))
+
+    async def servers_in_room(self, room_id: str) -> Collection[str]:
+        """The servers joined to a room, this one included."""
+        servers: Collection[
+            str
+        ] = await self._storage.state.get_current_hosts_in_room_or_partial_state_approximation(
+            room_id
+        )
+        return servers
+
+    async def backing_off_until_ts(self, server_name: str) -> int:
+        """Until when Synapse leaves a server alone; 0 or in the past if it does not."""
+        timings = await self._store.get_destination_retry_timings(server_name)
+        return timings.retry_last_ts + timings.retry_interval if timings else 0
+
+    async def to_send(self, event_ids: Sequence[str]) -> list[EventBase]:
+        """Those of these events that are still to be sent, in the given order.
+
+        Left out is what is not sticky any more (redacted), what was rejected, and
+        what was sent by somebody who has been erased (MSC4354: not sent to other
+        servers as part of catch-up).
+        """
+        events = [
+            event
+            for event in await self._store.get_events_as_list(event_ids)
+            if sticky_duration_ms(event) is not None
+        ]
+        erased = await self._store.are_users_erased({event.sender for event in events})
+        by_id = {event.event_id: event for event in events if not erased.get(event.sender)}
+        return [by_id[event_id] for event_id in event_ids if event_id in by_id]
+
+    @contextmanager
+    def turn(self, server_name: str) -> Iterator[bool]:
+        """Takes our turn at sending to a server; whether we got it.
+
+        If Synapse's queue is sending, it keeps its turn. While we have ours, what
+        Synapse wants to send waits, and is sent at the end.
+        """
+        queue = self._sender._get_per_destination_queue(server_name)
+        if queue is None or queue.transmission_loop_running:
+            yield False
+            return
+        queue.transmission_loop_running = True
+        try:
+            yield True
+        finally:
+            queue.transmission_loop_running = False
+            queue.attempt_new_transaction()
+
+    async def send(self, server_name: str, events: Collection[EventBase]) -> Answer:
+        """Sends events in one transaction; to be called only in our turn.
+
+        Raises:
+            CannotReach: if the server did not take it.
+        """
+        now_ts = self._clock.time_msec()
+        # A repeated ID would be answered without a look at what is inside.
+        path = f"/_matrix/federation/v1/send/sticky{secrets.token_hex(12)}"
+        transaction = {
+            "origin": self._hs.hostname,
+            "origin_server_ts": now_ts,
+            "pdus": [event.get_pdu_json(now_ts) for event in events],
+            "edus": [],
+        }
+        with _as_cannot_reach():
+            response = await self._transport.client.put_json(
+                server_name,
+                path=path,
+                data=transaction,
+                long_retries=False,
+                backoff_on_all_error_codes=True,
+            )
+        return Answer.of(response)
+
+    async def has_event(self, server_name: str, event_id: str) -> bool:
+        """Whether a server has an event, for anybody in the room to ask for.
+
+        Raises:
+            CannotReach: if it does not answer.
+        """
+        asking = _asking.set(True)
+        try:
+            with _as_cannot_reach():
+                await self._transport.get_event(server_name, event_id, timeout=_EVENT_TIMEOUT_MS)
+        except CannotReach as error:
+            if error.code in (400, 403, 404):
+                return False
+            raise
+        finally:
+            _asking.reset(asking)
+        return True
+
+    def on_acknowledged(self, callback: Callable[[str, Mapping[str, list[str]]], None]) -> None:
+        """Calls back when a server has accepted sticky events from Synapse's own queue.
+
+        With the server's name, and the IDs by room. The callback must not raise.
+        """
+        manager = self._sender._transaction_manager
+        transport = manager._transport_layer
+        send_new_transaction = manager.send_new_transaction
+        send_transaction = transport.send_transaction
+        # What is on its way: one transaction at a time to each server.
+        in_flight: dict[str, list[EventBase]] = {}
+
+        async def note_events(
+            destination: str, pdus: list[EventBase], edus: Any, *args: Any, **kwargs: Any
+        ) -> None:
+            sticky = [event for event in pdus if has_stickiness(event)]
+            if sticky:
+                in_flight[destination] = sticky
+            try:
+                await send_new_transaction(destination, pdus, edus, *args, **kwargs)
+            finally:
+                in_flight.pop(destination, None)
+
+        async def note_answer(transaction: Any, *args: Any, **kwargs: Any) -> JsonDict:
+            response: JsonDict = await send_transaction(transaction, *args, **kwargs)
+            events = in_flight.pop(transaction.destination, None)
+            if events:
+                accepted = Answer.of(response).accepted
+                by_room: dict[str, list[str]] = {}
+                for event in events:
+                    if event.event_id in accepted:
+                        by_room.setdefault(event.room_id, []).append(event.event_id)
+                if by_room:
+                    callback(transaction.destination, by_room)
+            return response
+
+        manager.send_new_transaction = note_events
+        transport.send_transaction = note_answer
+
+    def on_back(self, callback: Callable[[str], None]) -> None:
+        """Calls back with the name of a server that seems to be back.
+
+        The callback must not raise.
+        """
+        wake_destination = self._sender.wake_destination
+
+        def wake(destination: str) -> None:
+            wake_destination(destination)
+            callback(destination)
+
+        self._sender.wake_destination = wake
+
+
+@contextmanager
+def _as_cannot_reach() -> Iterator[None]:
+    """Says what went wrong, without what the other server wrote."""
+    try:
+        yield
+    except NotRetryingDestination as error:
+        retry_ts = error.retry_last_ts + error.retry_interval
+        raise CannotReach("Synapse is backing off from it", retry_ts=retry_ts) from error
+    except (HttpResponseException, RequestSendFailed, FederationDeniedError) as error:
+        cause = error.inner_exception if isinstance(error, RequestSendFailed) else error
+        if isinstance(cause, HttpResponseException):
+            raise CannotReach(f"it answered {cause.code}", code=cause.code) from error
+        raise CannotReach(type(cause).__name__) from error
+
+
+class _NoWarningWhenAsking(logging.Filter):
+    """Whether a server has an event is an open question, and "no" is no failure."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (_asking.get() and record.levelno == logging.WARNING)
