@@ -47,7 +47,11 @@ def lint(session: nox.Session) -> None:
 @nox.parametrize("synapse", [NEWEST, OLDEST], ids=["newest", "oldest"])
 def tests(session: nox.Session, synapse: str) -> None:
     """Run the whole suite on the newest and on the oldest supported Synapse."""
-    _run_suite(session, synapse, session.posargs)
+    arguments = session.posargs
+    if synapse == OLDEST:
+        # Workers use PostgreSQL too.
+        arguments = ["--deployments", "sqlite,workers", *arguments]
+    _run_suite(session, synapse, arguments)
 
 
 @nox.session
@@ -102,11 +106,29 @@ def _install(session: nox.Session, *what: str, quietly: bool = False) -> None:
 def _run_suite(session: nox.Session, synapse: str, arguments: list[str]) -> None:
     if _deployments(arguments) != {"sqlite"}:
         _install_servers(session)
-    requirements = ["matrix-synapse[postgres,redis]"]
-    if synapse != NEWEST:
-        requirements = [f"matrix-synapse[postgres,redis]=={synapse}", *FOR_OLDER_RELEASES]
-    _install(session, *requirements, *_group("test"), ".")
-    _pytest(session, *arguments)
+    _install(session, *_synapse(synapse, "postgres,redis"), *_group("test"), ".")
+    # A federation has servers of different releases in it.
+    peer = _python_with(session, NEWEST if synapse == OLDEST else OLDEST)
+    _pytest(session, "--peer-python", peer, *arguments)
+
+
+def _synapse(version: str, extras: str = "") -> list[str]:
+    """Requirements for a release of Synapse."""
+    name = f"matrix-synapse[{extras}]" if extras else "matrix-synapse"
+    return [name] if version == NEWEST else [f"{name}=={version}", *FOR_OLDER_RELEASES]
+
+
+def _python_with(session: nox.Session, synapse: str) -> str:
+    """A Python that has this Synapse and the module, beside that of the session."""
+    directory = ROOT / ".nox" / f"peer-{synapse}"
+    python = str(directory / "bin" / "python")
+    if not Path(python).exists():
+        session.run("python", "-m", "venv", str(directory))
+    session.run(
+        *(python, "-m", "pip", "install", "--quiet", "--upgrade", *_synapse(synapse), "."),
+        external=True,
+    )
+    return python
 
 
 def _pytest(session: nox.Session, *arguments: str) -> None:

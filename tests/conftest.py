@@ -25,6 +25,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=",".join(DEPLOYMENTS),
         help=f"the deployments to test, of {', '.join(DEPLOYMENTS)} (default: all)",
     )
+    parser.addoption(
+        "--peer-python",
+        help="a Python with another Synapse and the module, for federations of different releases",
+    )
 
 
 def _chosen_deployments(config: pytest.Config) -> list[str]:
@@ -152,6 +156,15 @@ def remote() -> Iterator[RemoteServer]:
     """A server of the tests' own, elsewhere in the federation."""
     with RemoteServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def peer_python(request: pytest.FixtureRequest) -> str:
+    """A Python with another Synapse and the module."""
+    path: str | None = request.config.getoption("--peer-python")
+    if path is None:
+        pytest.skip("needs --peer-python, which `make test` gives")
+    return path
 
 
 @pytest.fixture

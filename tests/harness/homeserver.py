@@ -27,6 +27,7 @@ MODULE = "synapse_sticky.StickyEventsModule"
 STARTUP_TIMEOUT_S = 60
 READERS = ("client_reader1", "client_reader2")
 PERSISTERS = ("event_persister1", "event_persister2")
+SENDERS = ("federation_sender1", "federation_sender2")
 BACKGROUND_WORKER = "background1"
 
 # The start of a log entry, as opposed to its further lines.
@@ -56,7 +57,12 @@ class _Plan:
 
 
 class Homeserver:
-    """One Synapse deployment: a single process, or a main process with five workers."""
+    """One Synapse deployment: a single process, or a main process with seven workers.
+
+    `python` is an interpreter that has another Synapse. Other servers reach this one at
+    `federation_address_port`, if that is given, where something must pass connections on to
+    `federation_port`.
+    """
 
     def __init__(
         self,
@@ -69,6 +75,8 @@ class Homeserver:
         module_config: Mapping[str, Any] | None = None,
         extra_config: Mapping[str, Any] | None = None,
         federation: bool = False,
+        federation_address_port: int | None = None,
+        python: str = sys.executable,
     ) -> None:
         if workers and (database == "sqlite" or redis_port is None):
             raise ValueError("workers need PostgreSQL and Redis")
@@ -81,14 +89,18 @@ class Homeserver:
         self._module_config: Mapping[str, Any] = module_config or {}
         self._extra_config: Mapping[str, Any] = extra_config or {}
         self._registration_secret = secrets.token_hex(16)
+        self._python = python
         self._prepared = False
         self._processes: dict[str, ManagedProcess] = {}
         self._ports = {name: free_port() for name in ("main", "federation", "replication")}
+        self.federation_port = self._ports["federation"]
         self.server_name = (
-            f"127.0.0.1:{self._ports['federation']}" if federation else "homeserver.test"
+            f"127.0.0.1:{federation_address_port or self.federation_port}"
+            if federation
+            else "homeserver.test"
         )
         self.main_url = f"http://127.0.0.1:{self._ports['main']}"
-        names = (*PERSISTERS, *READERS, BACKGROUND_WORKER) if workers else ()
+        names = (*PERSISTERS, *READERS, *SENDERS, BACKGROUND_WORKER) if workers else ()
         self._ports.update((name, free_port()) for name in names)
         self._plans = {
             "main": _Plan(
@@ -229,7 +241,7 @@ class Homeserver:
 
     def _launch(self, name: str) -> None:
         plan = self._plans[name]
-        command: list[str | Path] = [sys.executable, "-m", plan.application]
+        command: list[str | Path] = [self._python, "-m", plan.application]
         for path in plan.configuration:
             command += ["-c", path]
         self._processes[name] = ManagedProcess(
@@ -371,6 +383,8 @@ class Homeserver:
             config["worker_replication_secret"] = "replication"
             config["stream_writers"] = {"events": list(PERSISTERS)}
             config["run_background_tasks_on"] = BACKGROUND_WORKER
+            config["send_federation"] = False
+            config["federation_sender_instances"] = list(SENDERS)
             # Only those that need to be: no more than an administrator has to name.
             config["instance_map"] = {
                 "main": {"host": "127.0.0.1", "port": self._ports["replication"]},

@@ -85,10 +85,14 @@ class RemoteServer:
         # What the server answers when asked for older events. A test may replace both.
         self.answer_backfill: Callable[[str, list[str], int], list[JsonDict]] = self.backfill
         self.answer_missing_events: Callable[[str, JsonDict], list[JsonDict]] = self.missing_events
+        # What it says of each event that it is sent. None leaves the event out of the answer;
+        # such an event, and one with an "error", it does not take. A test may replace it.
+        self.judge: Callable[[Event], JsonDict | None] = lambda event: {}
         self._events: dict[str, Event] = {}
         self._state_before: dict[str, State] = {}
         self._referenced: set[str] = set()
         self._received: list[Event] = []
+        self._transactions: list[list[Event]] = []
         self._requests: list[tuple[str, str]] = []
         # Guards all of the above; signalled when something was received.
         self._changed = threading.Condition(threading.RLock())
@@ -398,9 +402,15 @@ class RemoteServer:
 
     @property
     def received(self) -> list[Event]:
-        """The events that homeservers have sent to this server, oldest first."""
+        """The events that homeservers have sent to this server and it took, oldest first."""
         with self._changed:
             return list(self._received)
+
+    @property
+    def transactions(self) -> list[list[Event]]:
+        """The events of each transaction that had any, taken or not, oldest first."""
+        with self._changed:
+            return list(self._transactions)
 
     @property
     def requests(self) -> list[tuple[str, str]]:
@@ -609,13 +619,20 @@ class RemoteServer:
 
     def _receive_transaction(self, body: JsonDict) -> JsonDict:
         answer: JsonDict = {}
+        events: list[Event] = []
         for pdu in body.get("pdus", ()):
             room = self.rooms.get(pdu.get("room_id", ""))
             # A room that this server has never been in: the version is anybody's guess.
             event = event_from_pdu("11" if room is None else room.version, pdu)
-            answer[event.event_id] = {}
-            self._remember(event)
-            self._received.append(event)
+            events.append(event)
+            judgement = self.judge(event)
+            if judgement is not None:
+                answer[event.event_id] = judgement
+                if "error" not in judgement:
+                    self._remember(event)
+                    self._received.append(event)
+        if events:
+            self._transactions.append(events)
         self._changed.notify_all()
         return {"pdus": answer}
 
