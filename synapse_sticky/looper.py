@@ -343,19 +343,26 @@ class Looper:
         if not accepted:
             return ()
         until_ts = self._now_ts() + _MAX_DIGESTION_MS
-        pause_ms = _FIRST_LOOK_MS
-        try:
-            while not await self._federation.has_event(server_name, accepted[-1]):
-                if self._now_ts() >= until_ts:
-                    return ()
-                await self._api.sleep(pause_ms / 1000)
-                pause_ms = min(2 * pause_ms, _LONGEST_LOOK_MS)
-            has_just_joined = self._reader.index.join(server_name, room_id) is not None
-            if has_just_joined and not await self._federation.has_event(server_name, accepted[0]):
-                return accepted[-1:]
-        except CannotReach:
+        if not await self._has(server_name, accepted[-1], until_ts, (True,)):
             return ()
+        has_just_joined = self._reader.index.join(server_name, room_id) is not None
+        if has_just_joined and not await self._has(
+            server_name, accepted[0], until_ts, (True, False)
+        ):
+            return accepted[-1:]
         return accepted
+
+    async def _has(
+        self, server_name: str, event_id: str, until_ts: int, final: Collection[bool | None]
+    ) -> bool:
+        """Asks a server until one of the final answers comes, for a bounded time."""
+        pause_ms = _FIRST_LOOK_MS
+        while (answer := await self._federation.has_event(server_name, event_id)) not in final:
+            if self._now_ts() >= until_ts:
+                break
+            await self._api.sleep(pause_ms / 1000)
+            pause_ms = min(2 * pause_ms, _LONGEST_LOOK_MS)
+        return bool(answer)
 
     def _note_failures(
         self,

@@ -14,6 +14,9 @@ from tests.harness.remote import RemoteServer
 
 DEPLOYMENTS = ("sqlite", "postgres", "workers")
 
+# Long enough for Synapse's own sending on a busy machine, and no longer.
+GRACE_PERIOD = "3s"
+
 _LOG_POSITIONS = pytest.StashKey[dict[int, dict[str, int]]]()
 _LONGEST_LOG = 20_000
 
@@ -105,6 +108,7 @@ def deployment(
     homeserver = Homeserver(
         directory=tmp_path_factory.mktemp(request.param),
         federation=True,
+        module_config={"federation_grace_period": GRACE_PERIOD},
         **_server_arguments(request, request.param),
     )
     try:

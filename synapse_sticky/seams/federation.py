@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
+from urllib.parse import quote
 
 import attr
 from synapse.api.errors import (
@@ -60,11 +61,11 @@ class Answer:
 
 
 class CannotReach(Exception):
-    """A server did not take a transaction, or did not answer a question.
+    """A server did not take a transaction.
 
     Attributes:
         retry_ts: until when to leave it alone, if Synapse backs off from it.
-        code: of its HTTP response, if it gave one.
+        code: of its HTTP response, if there was one.
     """
 
     def __init__(
@@ -111,7 +112,9 @@ class Federation:
         require(sender._transaction_manager, "_transport_layer")
         require(PerDestinationQueue, "attempt_new_transaction")
         require(self._transport, "send_transaction", "transaction")
-        require(self._transport, "get_event", "destination", "event_id", "timeout")
+        require(
+            self._transport.client, "get_json", "destination", "path", "timeout", "ignore_backoff"
+        )
         require(
             self._transport.client,
             "put_json",
@@ -210,20 +213,24 @@ class Federation:
             )
         return Answer.of(response)
 
-    async def has_event(self, server_name: str, event_id: str) -> bool:
-        """Whether a server has an event, for anybody in the room to ask for.
+    async def has_event(self, server_name: str, event_id: str) -> bool | None:
+        """Whether a server says that it has an event; None if it does not answer.
 
-        Raises:
-            CannotReach: if it does not answer.
+        A connection that was left open, and closed by the server meanwhile, is no
+        answer either: ask again.
         """
         asking = _asking.set(True)
         try:
             with _as_cannot_reach():
-                await self._transport.get_event(server_name, event_id, timeout=_EVENT_TIMEOUT_MS)
+                await self._transport.client.get_json(
+                    server_name,
+                    path=f"/_matrix/federation/v1/event/{quote(event_id, safe='')}",
+                    timeout=_EVENT_TIMEOUT_MS,
+                    # That it does not answer this is no reason to back off from it.
+                    ignore_backoff=True,
+                )
         except CannotReach as error:
-            if error.code in (400, 403, 404):
-                return False
-            raise
+            return None if error.code is None else False
         finally:
             _asking.reset(asking)
         return True

@@ -130,6 +130,11 @@ class Homeserver:
         )
         _open.append(self)
 
+    @property
+    def has_module(self) -> bool:
+        """Whether it is configured to load the module."""
+        return self._module
+
     # Processes
 
     @property
@@ -374,6 +379,8 @@ class Homeserver:
                 "max_short_retry_delay": "1s",
                 "max_long_retries": 1,
                 "max_long_retry_delay": "1s",
+                "destination_min_retry_interval": "2s",
+                "destination_max_retry_interval": "8s",
             }
         else:
             config["federation_domain_whitelist"] = []

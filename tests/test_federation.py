@@ -1,0 +1,433 @@
+"""Sticky events reach every server in the room: between real homeservers, and to the tests' own."""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.conftest import GRACE_PERIOD, MakeHomeserver
+from tests.harness.client import Client
+from tests.harness.homeserver import Homeserver
+from tests.harness.remote import RemoteServer
+from tests.harness.wait import eventually
+from tests.support import (
+    HOUR_MS,
+    assert_once,
+    follow_until_seen,
+    remaining_ms,
+    send_plain,
+    send_sticky,
+    sticky_in,
+)
+
+pytestmark = pytest.mark.slow
+
+GRACE_PERIOD_S = int(GRACE_PERIOD.removesuffix("s"))
+NO_TIMELINE = {"room": {"timeline": {"types": ["org.example.nothing"]}}}
+
+
+# The other servers
+
+
+@pytest.fixture(scope="session")
+def mixed_peer(peer_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeserver]:
+    """A server with the module on the other end of the supported range."""
+    yield from _running(
+        directory=tmp_path_factory.mktemp("mixed"),
+        python=peer_python,
+        module_config={"federation_grace_period": GRACE_PERIOD},
+    )
+
+
+@pytest.fixture(scope="session")
+def stock_peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeserver]:
+    """A server that knows nothing of sticky events."""
+    yield from _running(directory=tmp_path_factory.mktemp("stock"), module=False)
+
+
+@pytest.fixture(scope="session")
+def own_peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeserver]:
+    """A server with Synapse's own implementation switched on."""
+    yield from _running(
+        directory=tmp_path_factory.mktemp("own"),
+        module=False,
+        extra_config={"experimental_features": {"msc4354_enabled": True}},
+    )
+
+
+def _running(**arguments: Any) -> Iterator[Homeserver]:
+    homeserver = Homeserver(federation=True, **arguments)
+    try:
+        homeserver.start()
+        yield homeserver
+    finally:
+        homeserver.close()
+
+
+@pytest.fixture(params=["mixed", "stock", "own"])
+def peer(request: pytest.FixtureRequest) -> Homeserver:
+    """Each of the other servers in turn."""
+    homeserver: Homeserver = request.getfixturevalue(f"{request.param}_peer")
+    homeserver.ensure_running()
+    return homeserver
+
+
+def create_room(creator: Client, visibility: str = "shared", **arguments: Any) -> str:
+    """A public room that all of the servers can join, whatever their release."""
+    event = {
+        "type": "m.room.history_visibility",
+        "state_key": "",
+        "content": {"history_visibility": visibility},
+    }
+    return creator.create_room(
+        preset="public_chat", room_version="10", initial_state=[event], **arguments
+    )
+
+
+def stored(homeserver: Homeserver, room_id: str) -> set[str]:
+    """The events of a room that a server has, other than as outliers or soft-failed."""
+    rows = homeserver.query(
+        "SELECT e.event_id FROM events AS e INNER JOIN event_json AS j USING (event_id) "
+        "WHERE e.room_id = ? AND NOT e.outlier AND e.rejection_reason IS NULL "
+        "AND j.internal_metadata NOT LIKE ?",
+        room_id,
+        "%soft_failed%",
+    )
+    return {event_id for (event_id,) in rows}
+
+
+def wait_until_stored(
+    homeserver: Homeserver, room_id: str, event_ids: Iterable[str], timeout_s: float = 30
+) -> None:
+    """Wait until a server has these events."""
+    wanted = set(event_ids)
+
+    def has_all() -> bool:
+        missing = wanted - stored(homeserver, room_id)
+        assert not missing, f"{len(missing)} of {len(wanted)} are missing"
+        return True
+
+    eventually(has_all, timeout_s, f"{homeserver.server_name} having the events", interval_s=0.2)
+
+
+def wait_until_joined(homeserver: Homeserver, room_id: str, user_id: str) -> None:
+    """Wait until a server knows that somebody is joined."""
+    eventually(
+        lambda: homeserver.query(
+            "SELECT 1 FROM current_state_events WHERE room_id = ? AND state_key = ? "
+            "AND membership = 'join'",
+            room_id,
+            user_id,
+        ),
+        20,
+        f"{user_id} joined on {homeserver.server_name}",
+    )
+
+
+# New servers
+
+
+# F2, F6, C5
+@pytest.mark.parametrize("visibility", ["shared", "invited", "joined"])
+def test_new_server_gets_what_is_sticky(
+    homeserver: Homeserver, alice: Client, peer: Homeserver, visibility: str
+) -> None:
+    """A server that joins has the sticky events from before its join, and within seconds."""
+    room = create_room(alice, visibility)
+    sticky = []
+    for _ in range(3):
+        send_plain(alice, room, 2)
+        sticky += send_sticky(alice, room)
+    plain = send_plain(alice, room, 3)
+    carol = peer.register()
+    carol.join(room, via=[homeserver.server_name])
+    wait_until_stored(peer, room, sticky, timeout_s=15)
+    if peer.has_module:
+        seen = follow_until_seen(carol, room, sticky).seen(room)
+        if visibility != "shared":
+            assert not set(plain) & set(seen)
+
+
+# F2, K3
+def test_new_server_that_joins_through_another(
+    homeserver: Homeserver, alice: Client, mixed_peer: Homeserver, stock_peer: Homeserver
+) -> None:
+    """It is sent the sticky events of both servers, though it joined through one of them."""
+    room = create_room(alice, "joined")
+    bob = mixed_peer.register()
+    bob.join(room, via=[homeserver.server_name])
+    sticky = [send_sticky(alice, room)[0], send_sticky(bob, room)[0]]
+    wait_until_stored(mixed_peer, room, sticky)
+    wait_until_stored(homeserver, room, sticky)
+    send_plain(alice, room, 3)
+    carol = stock_peer.register()
+    carol.join(room, via=[mixed_peer.server_name])
+    wait_until_stored(stock_peer, room, sticky)
+
+
+# F1, C1, E3
+def test_both_ways(homeserver: Homeserver, alice: Client, mixed_peer: Homeserver) -> None:
+    """Events go both ways between releases, and are sticky on both sides."""
+    room = create_room(alice)
+    bob = mixed_peer.register()
+    bob.join(room, via=[homeserver.server_name])
+    sticky = [*send_sticky(alice, room, 2), *send_sticky(bob, room, 2)]
+    for reader in (alice, bob):
+        followed = follow_until_seen(reader, room, sticky)
+        assert_once(followed, room, sticky)
+        for event_id in sticky:
+            remaining = remaining_ms(reader.event(room, event_id))
+            assert remaining is not None
+            assert HOUR_MS - 60_000 < remaining <= HOUR_MS
+
+
+# F1
+def test_to_and_from_synapses_own(
+    homeserver: Homeserver, alice: Client, own_peer: Homeserver
+) -> None:
+    """A server with Synapse's own implementation sends us its events, and has ours."""
+    room = create_room(alice)
+    bob = own_peer.register()
+    bob.join(room, via=[homeserver.server_name])
+    (ours,) = send_sticky(alice, room)
+    (theirs,) = send_sticky(bob, room)
+    wait_until_stored(own_peer, room, [ours])
+    follow_until_seen(alice, room, [ours, theirs])
+    eventually(
+        lambda: (
+            {e["event_id"] for e in sticky_in(alice.sync(filter=NO_TIMELINE), room)}
+            == {ours, theirs}
+        ),
+        what="both in the section",
+    )
+
+
+# F1
+def test_server_that_joins_again(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """It is owed everything again."""
+    room = create_room(alice)
+    sticky = send_sticky(alice, room, 2)
+    carol = remote.join(homeserver, room, "carol")
+    wait_until_received(remote, sticky)
+    remote.leave(room, carol)
+    eventually(
+        lambda: (
+            not homeserver.query(
+                "SELECT 1 FROM current_state_events WHERE room_id = ? AND state_key = ? "
+                "AND membership = 'join'",
+                room,
+                carol,
+            )
+        ),
+        what="carol gone",
+    )
+    remote.join(homeserver, room, "carol")
+    wait_until_received(remote, sticky, times=2)
+
+
+# F1
+def test_another_user_of_a_server(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """That a second user of a server joins makes nothing due to the server."""
+    room = create_room(alice)
+    sticky = send_sticky(alice, room, 2)
+    remote.join(homeserver, room, "carol")
+    wait_until_received(remote, sticky)
+    dave = remote.join(homeserver, room, "dave")
+    wait_until_joined(homeserver, room, dave)
+    (last,) = send_sticky(alice, room)
+    remote.wait_for(last)
+    time.sleep(2 * GRACE_PERIOD_S)
+    assert receipts(remote, [*sticky, last]) == dict.fromkeys([*sticky, last], 1)
+
+
+# What is sent
+
+
+def receipts(remote: RemoteServer, event_ids: Iterable[str]) -> dict[str, int]:
+    """How often the server was sent each of these events, taken or not."""
+    wanted = set(event_ids)
+    return dict(
+        Counter(e.event_id for pdus in remote.transactions for e in pdus if e.event_id in wanted)
+    )
+
+
+def wait_until_received(
+    remote: RemoteServer, event_ids: Iterable[str], times: int = 1, timeout_s: float = 30
+) -> None:
+    """Wait until the tests' own server took each of these that often."""
+    wanted = list(event_ids)
+
+    def all_came() -> bool:
+        came = Counter(event.event_id for event in remote.received)
+        missing = [event_id for event_id in wanted if came[event_id] < times]
+        assert not missing, f"{len(missing)} of {len(wanted)} did not come"
+        return True
+
+    eventually(all_came, timeout_s, "events at the tests' own server")
+
+
+# F5
+def test_nothing_is_sent_twice(homeserver: Homeserver, alice: Client, remote: RemoteServer) -> None:
+    """In ordinary running Synapse's own queue sends each event, and we none."""
+    room = create_room(alice)
+    remote.join(homeserver, room, "carol")
+    sent = []
+    for _ in range(10):
+        sent += send_sticky(alice, room) + send_plain(alice, room, 2)
+    wait_until_received(remote, sent)
+    time.sleep(GRACE_PERIOD_S + 2)
+    assert receipts(remote, sent) == dict.fromkeys(sent, 1)
+
+
+# F4
+def test_limits_of_transactions(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """At most 50 events of one room in a transaction, oldest first; of our own users only."""
+    rooms = [create_room(alice) for _ in range(2)]
+    bob = homeserver.register()
+    bob.join(rooms[0])
+    by_room = {room: send_sticky(alice, room, 60) for room in rooms}
+    by_room[rooms[0]] += send_sticky(bob, rooms[0], 3)
+    with RemoteServer() as other:
+        dave = other.join(homeserver, rooms[0], "dave")
+        foreign = other.send_event(rooms[0], dave, msc4354_sticky={"duration_ms": HOUR_MS}).event_id
+        follow_until_seen(alice, rooms[0], [foreign])
+        for room in rooms:
+            remote.join(homeserver, room, "carol")
+        wait_until_received(remote, [e for events in by_room.values() for e in events])
+    ours = {event_id for events in by_room.values() for event_id in events}
+    transactions = [
+        [e for e in pdus if e.event_id in ours or e.event_id == foreign]
+        for pdus in remote.transactions
+    ]
+    transactions = [pdus for pdus in transactions if pdus]
+    assert all(len(pdus) <= 50 for pdus in transactions)
+    assert all(len({event.room_id for event in pdus}) == 1 for pdus in transactions)
+    for room, sent in by_room.items():
+        came = [e.event_id for pdus in transactions for e in pdus if e.room_id == room]
+        assert came == sent
+    assert foreign not in {event.event_id for event in remote.received}
+
+
+# F7
+def test_refused_events(homeserver: Homeserver, alice: Client, remote: RemoteServer) -> None:
+    """What a server refuses is tried a few times more, and the others are not held up."""
+    room = create_room(alice)
+    first, refused, last = send_sticky(alice, room, 3)
+    remote.judge = lambda event: {"error": "no"} if event.event_id == refused else {}
+    remote.join(homeserver, room, "carol")
+    wait_until_received(remote, [first, last])
+    eventually(
+        lambda: "does not get 1 sticky events" in homeserver.log(), 30, "the end of the tries"
+    )
+    tries = receipts(remote, [refused])[refused]
+    assert 1 < tries <= 4
+    time.sleep(GRACE_PERIOD_S)
+    assert receipts(remote, [first, refused, last]) == {first: 1, refused: tries, last: 1}
+
+
+# F7
+def test_passing_refusals(homeserver: Homeserver, alice: Client, remote: RemoteServer) -> None:
+    """What was refused once is taken at the next try."""
+    room = create_room(alice)
+    (event_id,) = send_sticky(alice, room)
+    answers = iter([{"error": "in a moment"}])
+    remote.judge = lambda event: next(answers, {}) if event.event_id == event_id else {}
+    remote.join(homeserver, room, "carol")
+    wait_until_received(remote, [event_id])
+    assert receipts(remote, [event_id]) == {event_id: 2}
+
+
+# F1
+def test_room_that_the_server_does_not_know_yet(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """What a server leaves out of its answer, as Synapse does with unknown rooms, comes again."""
+    room = create_room(alice)
+    sticky = send_sticky(alice, room, 2)
+    unknown = Counter[str]()
+
+    def judge(event: Any) -> dict[str, Any] | None:
+        unknown[event.event_id] += 1
+        return None if unknown[event.event_id] <= 2 and event.event_id in sticky else {}
+
+    remote.judge = judge
+    remote.join(homeserver, room, "carol")
+    wait_until_received(remote, sticky)
+    assert receipts(remote, sticky) == dict.fromkeys(sticky, 3)
+
+
+# F1, F5
+def test_taken_but_thrown_away(homeserver: Homeserver, alice: Client, remote: RemoteServer) -> None:
+    """What a server says that it took, and does not have then, comes again."""
+    room = create_room(alice)
+    sticky = send_sticky(alice, room, 2)
+    known_event = remote._known_event
+    forgotten = Counter[str]()
+
+    def forgetful(event_id: str) -> Any:
+        # For longer than we wait for the receiver to read what it took.
+        if event_id in sticky and receipts(remote, [event_id])[event_id] < 2:
+            forgotten[event_id] += 1
+            return known_event("$unknown")
+        return known_event(event_id)
+
+    remote._known_event = forgetful  # type: ignore[method-assign]
+    remote.join(homeserver, room, "carol")
+    wait_until_received(remote, sticky, times=2, timeout_s=40)
+    assert forgotten
+
+
+# F1, E5, E6
+def test_what_is_owed_no_more(homeserver: Homeserver, remote: RemoteServer) -> None:
+    """Redacted and expired events, and those of erased users, are not sent to a new server."""
+    admin = homeserver.register(admin=True)
+    alice, bob = homeserver.register(), homeserver.register()
+    room = create_room(alice)
+    bob.join(room)
+    redacted, kept = send_sticky(alice, room, 2)
+    (expired,) = send_sticky(alice, room, sticky_ms=1500)
+    (erased,) = send_sticky(bob, room)
+    alice.redact(room, redacted)
+    admin.request("POST", f"/_synapse/admin/v1/deactivate/{bob.user_id}", json={"erase": True})
+    eventually(
+        lambda: homeserver.query("SELECT 1 FROM erased_users WHERE user_id = ?", bob.user_id),
+        what="the erasure",
+    )
+    time.sleep(1.5)
+    remote.join(homeserver, room, "carol")
+    wait_until_received(remote, [kept])
+    (last,) = send_sticky(alice, room)
+    wait_until_received(remote, [last])
+    time.sleep(1)
+    assert set(receipts(remote, [redacted, expired, erased, kept])) == {kept}
+
+
+# F1
+def test_rooms_that_the_server_left(make_homeserver: MakeHomeserver, remote: RemoteServer) -> None:
+    """A server that has left while it was away is sent nothing of the room."""
+    homeserver = make_homeserver(
+        "sqlite", federation=True, module_config={"federation_grace_period": "1s"}
+    )
+    homeserver.start()
+    alice = homeserver.register()
+    left, stayed = create_room(alice), create_room(alice)
+    carol = remote.join(homeserver, left, "carol")
+    remote.join(homeserver, stayed, "carol")
+    remote.online = False
+    missed = {room: send_sticky(alice, room, 2) for room in (left, stayed)}
+    # Synapse's own queue forgets them; what is left is what we owe.
+    homeserver.restart()
+    alice.kick(left, carol)
+    remote.online = True
+    wait_until_received(remote, missed[stayed])
+    time.sleep(2)
+    sent_by_us = receipts(remote, missed[left])
+    assert not sent_by_us, "sent after the server had left"
