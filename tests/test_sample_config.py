@@ -63,6 +63,8 @@ def test_it_explains_every_option() -> None:
         ("max_events_per_sync", 1, 100, [0, 101]),
         ("cleanup_interval", "1s", "1h", ["999ms", "61m"]),
         ("poll_interval", "500ms", "1m", ["499ms", "61s"]),
+        ("federation_grace_period", "0s", "10m", ["-1s", "601s"]),
+        ("max_servers_at_once", 1, 10000, [0, 10001]),
     ],
 )
 def test_the_ranges_it_gives_are_right(

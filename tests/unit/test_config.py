@@ -10,8 +10,12 @@ from synapse.module_api.errors import ConfigError
 from synapse_sticky import StickyEventsModule
 from synapse_sticky.config import StickyEventsConfig
 
-WHOLE_NUMBERS = {"max_events_per_sync": (1, 100)}
-DURATIONS = {"cleanup_interval": (1_000, 3_600_000), "poll_interval": (500, 60_000)}
+WHOLE_NUMBERS = {"max_events_per_sync": (1, 100), "max_servers_at_once": (1, 10_000)}
+DURATIONS = {
+    "cleanup_interval": (1_000, 3_600_000),
+    "poll_interval": (500, 60_000),
+    "federation_grace_period": (0, 600_000),
+}
 OPTIONS = [*WHOLE_NUMBERS, *DURATIONS]
 
 
@@ -33,13 +37,25 @@ def test_everything_has_a_default(options: Any) -> None:
     assert config.max_events_per_sync == 100
     assert config.cleanup_interval_ms == 60_000
     assert config.poll_interval_ms == 5_000
+    assert config.federation_grace_period_ms == 15_000
+    assert config.max_servers_at_once == 100
 
 
 def test_options_are_taken() -> None:
-    config = _parsed({"max_events_per_sync": 7, "cleanup_interval": "2m", "poll_interval": "700ms"})
+    config = _parsed(
+        {
+            "max_events_per_sync": 7,
+            "cleanup_interval": "2m",
+            "poll_interval": "700ms",
+            "federation_grace_period": "0s",
+            "max_servers_at_once": 3,
+        }
+    )
     assert config.max_events_per_sync == 7
     assert config.cleanup_interval_ms == 120_000
     assert config.poll_interval_ms == 700
+    assert config.federation_grace_period_ms == 0
+    assert config.max_servers_at_once == 3
 
 
 @pytest.mark.parametrize(
@@ -142,6 +158,16 @@ def _milliseconds(value: Any) -> int | None:
         ("poll_interval", "499ms"),
         ("poll_interval", "61s"),
         ("poll_interval", None),
+        ("federation_grace_period", 0),
+        ("federation_grace_period", "0"),
+        ("federation_grace_period", "-1s"),
+        ("federation_grace_period", "600001ms"),
+        ("federation_grace_period", "11m"),
+        ("max_servers_at_once", 0),
+        ("max_servers_at_once", 10_001),
+        ("max_servers_at_once", False),
+        ("max_servers_at_once", "100"),
+        ("max_servers_at_once", 1.0),
     ],
 )
 def test_mistakes_of_an_admin(name: str, value: Any) -> None:
