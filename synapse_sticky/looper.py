@@ -8,14 +8,16 @@ transaction at a time to each server, and several servers at once.
 
 A server that took events has not read them yet: Synapse stages them, throws some
 away if too many are staged, and ignores all while its join is still under way. So
-after each transaction we ask whether it has arrived, before the next one.
+after each transaction of ours we ask whether it has arrived, before the next one.
+And of a server that was sent a lot by Synapse's queue, as after an outage, we ask
+for each sticky event whether it is there, once the server has read what it took.
 
 Cost follows what is owed. Where nothing is owed, nothing is looked at.
 """
 
 import heapq
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
 import attr
@@ -24,7 +26,9 @@ from synapse.module_api import ModuleApi
 from synapse_sticky.config import StickyEventsConfig
 from synapse_sticky.index import StickyEvent
 from synapse_sticky.reader import IndexReader
-from synapse_sticky.seams.federation import Answer, CannotReach, Federation
+from synapse_sticky.seams.federation import Accepted, Answer, CannotReach, Federation
+from synapse_sticky.staging import Staging
+from synapse_sticky.stickiness import MAX_DURATION_MS
 from synapse_sticky.storage.store import Changes, StickyStore
 from synapse_sticky.watermarks import Watermarks
 
@@ -95,8 +99,11 @@ class Looper:
         self._max_servers = config.max_servers_at_once
         self._poll_interval_ms = config.poll_interval_ms
         self._watermarks: Watermarks | None = None
+        self._staging = Staging()
+        # By server and event: accepted, but perhaps thrown away. And until when to remember.
+        self._claimed: dict[tuple[str, str], int] = {}
         # Accepted before the watermarks were read.
-        self._early: list[tuple[str, Mapping[str, list[str]]]] = []
+        self._early: list[tuple[str, str, list[str]]] = []
         # Until when an event is left to Synapse's queue, and the same in order.
         self._fresh: dict[str, int] = {}
         self._fresh_by_ts: list[tuple[int, str, str]] = []
@@ -107,7 +114,7 @@ class Looper:
     def start(self) -> None:
         """Begins to follow what is owed."""
         self._reader.on_changes = self.on_changes
-        self._federation.on_acknowledged(self.on_acknowledged)
+        self._federation.on_accepted(self._reader.has_events_in, self.on_accepted)
         self._federation.on_back(self.on_back)
         every = self._api.looping_background_call
         every(self._tick, _TICK_MS, desc="sticky_pay", run_on_all_instances=True)
@@ -142,13 +149,17 @@ class Looper:
         if joined:
             self._api.run_as_background_process("sticky_pay", self._tick)
 
-    def on_acknowledged(self, server_name: str, event_ids: Mapping[str, list[str]]) -> None:
-        """A server has accepted events, by room, from Synapse's own queue."""
-        if self._watermarks is None:
-            self._early.append((server_name, event_ids))
-            return
-        for room_id, ids in event_ids.items():
-            self._watermarks.settle(self._reader.index, server_name, room_id, ids, self._now_ts())
+    def on_accepted(self, server_name: str, accepted: Iterable[Accepted]) -> None:
+        """A server has accepted events from Synapse's own queue."""
+        now_ts = self._now_ts()
+        for part in accepted:
+            room_id, ids = part.room_id, part.event_ids
+            self._staging.add(server_name, room_id, len(ids), ids[-1], now_ts)
+            if self._staging.newest_unread(server_name, room_id, now_ts) is None:
+                self._settle(server_name, room_id, part.sticky_ids)
+            else:
+                until_ts = now_ts + MAX_DURATION_MS
+                self._claimed.update(((server_name, e), until_ts) for e in part.sticky_ids)
         debtor = self._debtors.get(server_name)
         if debtor is not None:
             debtor.next_ts = 0
@@ -160,6 +171,11 @@ class Looper:
             debtor.next_ts = 0
 
     # What is owed.
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the watermarks are read: at first they are not."""
+        return self._watermarks is not None
 
     def owed(self, server_name: str, room_id: str) -> list[StickyEvent]:
         """What a joined server is owed in a room, oldest first, fresh events included."""
@@ -213,8 +229,8 @@ class Looper:
         index, now_ts = self._reader.index, self._now_ts()
         self._watermarks = Watermarks(r for r in rows if self._federation.sends_to(r.server_name))
         early, self._early = self._early, []
-        for server_name, event_ids in early:
-            self.on_acknowledged(server_name, event_ids)
+        for server_name, room_id, event_ids in early:
+            self._settle(server_name, room_id, event_ids)
         for room_id in index.rooms:
             for event in index.owed_after(room_id, 0, now_ts):
                 if event.event_id not in self._fresh:
@@ -268,6 +284,18 @@ class Looper:
         room_id, due = await self._next_payment(server_name, debtor)
         if room_id is None:
             return False
+        if self._federation.is_queue_sending(server_name):
+            debtor.obstacle = "Synapse's own queue is sending to it"
+            debtor.next_ts = self._now_ts() + _TICK_MS
+            return False
+        if not await self._has_read(server_name, room_id):
+            debtor.obstacle = "it has not read yet what it was sent"
+            debtor.next_ts = self._now_ts() + _FIRST_PAUSE_MS
+            return False
+        claimed = [e.event_id for e in due if (server_name, e.event_id) in self._claimed]
+        if claimed:
+            await self._verify(server_name, room_id, claimed)
+            return True
         event_ids = [event.event_id for event in due]
         pdus = await self._federation.to_send(event_ids)
         sent_ids = [pdu.event_id for pdu in pdus]
@@ -277,9 +305,7 @@ class Looper:
             return True
         with self._federation.turn(server_name) as is_ours:
             if not is_ours:
-                debtor.obstacle = "Synapse's own queue is sending to it"
-                debtor.next_ts = self._now_ts() + _TICK_MS
-                return False
+                return True
             answer = await self._federation.send(server_name, pdus)
         arrived = await self._arrived(
             server_name, room_id, [e for e in sent_ids if e in answer.accepted]
@@ -332,6 +358,25 @@ class Looper:
                 )
         return None, []
 
+    async def _has_read(self, server_name: str, room_id: str) -> bool:
+        """Waits, for a bounded time, until a server has read most of what it took."""
+        newest_id = self._staging.newest_unread(server_name, room_id, self._now_ts())
+        if newest_id is None:
+            return True
+        until_ts = self._now_ts() + _MAX_DIGESTION_MS
+        if not await self._has(server_name, newest_id, until_ts, (True,)):
+            return False
+        self._staging.has_read(server_name, room_id)
+        return True
+
+    async def _verify(self, server_name: str, room_id: str, claimed: Collection[str]) -> None:
+        """Asks for each of these events whether a server has kept it."""
+        until_ts = self._now_ts() + _MAX_DIGESTION_MS
+        for event_id in claimed:
+            if await self._has(server_name, event_id, until_ts, (True, False)):
+                self._settle(server_name, room_id, [event_id])
+            self._claimed.pop((server_name, event_id), None)
+
     async def _arrived(
         self, server_name: str, room_id: str, accepted: list[str]
     ) -> Collection[str]:
@@ -342,9 +387,12 @@ class Looper:
         """
         if not accepted:
             return ()
-        until_ts = self._now_ts() + _MAX_DIGESTION_MS
+        now_ts = self._now_ts()
+        self._staging.add(server_name, room_id, len(accepted), accepted[-1], now_ts)
+        until_ts = now_ts + _MAX_DIGESTION_MS
         if not await self._has(server_name, accepted[-1], until_ts, (True,)):
             return ()
+        self._staging.has_read(server_name, room_id)
         has_just_joined = self._reader.index.join(server_name, room_id) is not None
         if has_just_joined and not await self._has(
             server_name, accepted[0], until_ts, (True, False)
@@ -402,14 +450,22 @@ class Looper:
             )
 
     def _settle(self, server_name: str, room_id: str, event_ids: Collection[str]) -> None:
-        if event_ids and self._watermarks is not None:
-            index = self._reader.index
-            self._watermarks.settle(index, server_name, room_id, event_ids, self._now_ts())
+        if not event_ids:
+            return
+        if self._watermarks is None:
+            self._early.append((server_name, room_id, list(event_ids)))
+            return
+        index = self._reader.index
+        self._watermarks.settle(index, server_name, room_id, event_ids, self._now_ts())
 
     async def _store_watermarks(self) -> None:
+        now_ts = self._now_ts()
+        self._staging.expire(now_ts)
+        for key in [key for key, until_ts in self._claimed.items() if until_ts <= now_ts]:
+            del self._claimed[key]
         if self._watermarks is None:
             return
-        self._watermarks.expire(self._now_ts())
+        self._watermarks.expire(now_ts)
         while rows := self._watermarks.take_changed(_WATERMARKS_PER_WRITE):
             try:
                 await self._store.store_watermarks(rows)

@@ -9,6 +9,7 @@ import pytest
 from tests.harness.client import Client
 from tests.harness.homeserver import Homeserver, open_homeservers
 from tests.harness.postgres import PostgresServer
+from tests.harness.proxy import Fault
 from tests.harness.redis import RedisServer
 from tests.harness.remote import RemoteServer
 
@@ -22,7 +23,7 @@ _LONGEST_LOG = 20_000
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that chooses the deployments."""
+    """Add the options that choose the deployments, and the Synapses."""
     parser.addoption(
         "--deployments",
         default=",".join(DEPLOYMENTS),
@@ -46,9 +47,11 @@ def _chosen_deployments(config: pytest.Config) -> list[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that uses a deployment once on each of those chosen."""
     if "deployment" in metafunc.fixturenames:
-        metafunc.parametrize(
-            "deployment", _chosen_deployments(metafunc.config), indirect=True, scope="session"
-        )
+        chosen = _chosen_deployments(metafunc.config)
+        marker = metafunc.definition.get_closest_marker("deployments")
+        if marker is not None:
+            chosen = [name for name in chosen if name in marker.args]
+        metafunc.parametrize("deployment", chosen, indirect=True, scope="session")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -108,6 +111,7 @@ def deployment(
     homeserver = Homeserver(
         directory=tmp_path_factory.mktemp(request.param),
         federation=True,
+        proxied=True,
         module_config={"federation_grace_period": GRACE_PERIOD},
         **_server_arguments(request, request.param),
     )
@@ -120,9 +124,8 @@ def deployment(
 
 @pytest.fixture
 def homeserver(deployment: Homeserver) -> Homeserver:
-    """The shared deployment, with all of its processes running."""
-    deployment.ensure_running()
-    return deployment
+    """The shared deployment, with all of its processes running and in reach."""
+    return _in_reach(deployment)
 
 
 MakeHomeserver = Callable[..., Homeserver]
@@ -169,6 +172,67 @@ def peer_python(request: pytest.FixtureRequest) -> str:
     if path is None:
         pytest.skip("needs --peer-python, which `make test` gives")
     return path
+
+
+def _running(**arguments: Any) -> Iterator[Homeserver]:
+    homeserver = Homeserver(federation=True, proxied=True, **arguments)
+    try:
+        homeserver.start()
+        yield homeserver
+    finally:
+        homeserver.close()
+
+
+@pytest.fixture(scope="session")
+def mixed_deployment(
+    peer_python: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Homeserver]:
+    """A server with the module, and another Synapse."""
+    yield from _running(
+        directory=tmp_path_factory.mktemp("mixed"),
+        python=peer_python,
+        module_config={"federation_grace_period": GRACE_PERIOD},
+    )
+
+
+@pytest.fixture(scope="session")
+def stock_deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeserver]:
+    """A server that knows nothing of sticky events."""
+    yield from _running(directory=tmp_path_factory.mktemp("stock"), module=False)
+
+
+@pytest.fixture(scope="session")
+def own_deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeserver]:
+    """A server with Synapse's own implementation switched on."""
+    yield from _running(
+        directory=tmp_path_factory.mktemp("own"),
+        module=False,
+        extra_config={"experimental_features": {"msc4354_enabled": True}},
+    )
+
+
+def _in_reach(homeserver: Homeserver) -> Homeserver:
+    homeserver.ensure_running()
+    homeserver.proxy.set_fault(Fault.NONE)
+    return homeserver
+
+
+@pytest.fixture
+def mixed_peer(mixed_deployment: Homeserver) -> Homeserver:
+    """A server with the module on another Synapse, running and in reach."""
+    return _in_reach(mixed_deployment)
+
+
+@pytest.fixture
+def stock_peer(stock_deployment: Homeserver) -> Homeserver:
+    """A server that knows nothing of sticky events, running and in reach."""
+    return _in_reach(stock_deployment)
+
+
+@pytest.fixture
+def own_peer(own_deployment: Homeserver) -> Homeserver:
+    """A server with Synapse's own sticky events, running and in reach."""
+    return _in_reach(own_deployment)
 
 
 @pytest.fixture

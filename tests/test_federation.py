@@ -2,12 +2,18 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
 
 from tests.conftest import GRACE_PERIOD, MakeHomeserver
+from tests.federation import (
+    create_room,
+    receipts,
+    wait_until_joined,
+    wait_until_received,
+    wait_until_stored,
+)
 from tests.harness.client import Client
 from tests.harness.homeserver import Homeserver
 from tests.harness.remote import RemoteServer
@@ -22,7 +28,7 @@ from tests.support import (
     sticky_in,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.deployments("sqlite", "workers")]
 
 GRACE_PERIOD_S = int(GRACE_PERIOD.removesuffix("s"))
 NO_TIMELINE = {"room": {"timeline": {"types": ["org.example.nothing"]}}}
@@ -31,99 +37,11 @@ NO_TIMELINE = {"room": {"timeline": {"types": ["org.example.nothing"]}}}
 # The other servers
 
 
-@pytest.fixture(scope="session")
-def mixed_peer(peer_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeserver]:
-    """A server with the module on the other end of the supported range."""
-    yield from _running(
-        directory=tmp_path_factory.mktemp("mixed"),
-        python=peer_python,
-        module_config={"federation_grace_period": GRACE_PERIOD},
-    )
-
-
-@pytest.fixture(scope="session")
-def stock_peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeserver]:
-    """A server that knows nothing of sticky events."""
-    yield from _running(directory=tmp_path_factory.mktemp("stock"), module=False)
-
-
-@pytest.fixture(scope="session")
-def own_peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeserver]:
-    """A server with Synapse's own implementation switched on."""
-    yield from _running(
-        directory=tmp_path_factory.mktemp("own"),
-        module=False,
-        extra_config={"experimental_features": {"msc4354_enabled": True}},
-    )
-
-
-def _running(**arguments: Any) -> Iterator[Homeserver]:
-    homeserver = Homeserver(federation=True, **arguments)
-    try:
-        homeserver.start()
-        yield homeserver
-    finally:
-        homeserver.close()
-
-
 @pytest.fixture(params=["mixed", "stock", "own"])
 def peer(request: pytest.FixtureRequest) -> Homeserver:
     """Each of the other servers in turn."""
     homeserver: Homeserver = request.getfixturevalue(f"{request.param}_peer")
-    homeserver.ensure_running()
     return homeserver
-
-
-def create_room(creator: Client, visibility: str = "shared", **arguments: Any) -> str:
-    """A public room that all of the servers can join, whatever their release."""
-    event = {
-        "type": "m.room.history_visibility",
-        "state_key": "",
-        "content": {"history_visibility": visibility},
-    }
-    return creator.create_room(
-        preset="public_chat", room_version="10", initial_state=[event], **arguments
-    )
-
-
-def stored(homeserver: Homeserver, room_id: str) -> set[str]:
-    """The events of a room that a server has, other than as outliers or soft-failed."""
-    rows = homeserver.query(
-        "SELECT e.event_id FROM events AS e INNER JOIN event_json AS j USING (event_id) "
-        "WHERE e.room_id = ? AND NOT e.outlier AND e.rejection_reason IS NULL "
-        "AND j.internal_metadata NOT LIKE ?",
-        room_id,
-        "%soft_failed%",
-    )
-    return {event_id for (event_id,) in rows}
-
-
-def wait_until_stored(
-    homeserver: Homeserver, room_id: str, event_ids: Iterable[str], timeout_s: float = 30
-) -> None:
-    """Wait until a server has these events."""
-    wanted = set(event_ids)
-
-    def has_all() -> bool:
-        missing = wanted - stored(homeserver, room_id)
-        assert not missing, f"{len(missing)} of {len(wanted)} are missing"
-        return True
-
-    eventually(has_all, timeout_s, f"{homeserver.server_name} having the events", interval_s=0.2)
-
-
-def wait_until_joined(homeserver: Homeserver, room_id: str, user_id: str) -> None:
-    """Wait until a server knows that somebody is joined."""
-    eventually(
-        lambda: homeserver.query(
-            "SELECT 1 FROM current_state_events WHERE room_id = ? AND state_key = ? "
-            "AND membership = 'join'",
-            room_id,
-            user_id,
-        ),
-        20,
-        f"{user_id} joined on {homeserver.server_name}",
-    )
 
 
 # New servers
@@ -247,29 +165,6 @@ def test_another_user_of_a_server(
 
 
 # What is sent
-
-
-def receipts(remote: RemoteServer, event_ids: Iterable[str]) -> dict[str, int]:
-    """How often the server was sent each of these events, taken or not."""
-    wanted = set(event_ids)
-    return dict(
-        Counter(e.event_id for pdus in remote.transactions for e in pdus if e.event_id in wanted)
-    )
-
-
-def wait_until_received(
-    remote: RemoteServer, event_ids: Iterable[str], times: int = 1, timeout_s: float = 30
-) -> None:
-    """Wait until the tests' own server took each of these that often."""
-    wanted = list(event_ids)
-
-    def all_came() -> bool:
-        came = Counter(event.event_id for event in remote.received)
-        missing = [event_id for event_id in wanted if came[event_id] < times]
-        assert not missing, f"{len(missing)} of {len(wanted)} did not come"
-        return True
-
-    eventually(all_came, timeout_s, "events at the tests' own server")
 
 
 # F5

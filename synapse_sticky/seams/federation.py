@@ -8,7 +8,7 @@ turn: Synapse's queue for it and we exclude each other.
 
 import logging
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
@@ -58,6 +58,20 @@ class Answer:
             return cls(frozenset(), frozenset())
         refused = {e for e, r in results.items() if not isinstance(r, Mapping) or "error" in r}
         return cls(frozenset(results) - refused, frozenset(refused))
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Accepted:
+    """What a server accepted of one room, in one transaction of Synapse's own queue.
+
+    Attributes:
+        event_ids: of all accepted events, in the order sent.
+        sticky_ids: of those of them that are sticky.
+    """
+
+    room_id: str
+    event_ids: list[str] = attr.Factory(list)
+    sticky_ids: list[str] = attr.Factory(list)
 
 
 class CannotReach(Exception):
@@ -235,10 +249,19 @@ class Federation:
             _asking.reset(asking)
         return True
 
-    def on_acknowledged(self, callback: Callable[[str, Mapping[str, list[str]]], None]) -> None:
-        """Calls back when a server has accepted sticky events from Synapse's own queue.
+    def is_queue_sending(self, server_name: str) -> bool:
+        """Whether Synapse's queue has its turn at sending to a server."""
+        queue = self._sender._get_per_destination_queue(server_name)
+        return queue is not None and bool(queue.transmission_loop_running)
 
-        With the server's name, and the IDs by room. The callback must not raise.
+    def on_accepted(
+        self, matters: Callable[[str], bool], callback: Callable[[str, Iterable[Accepted]], None]
+    ) -> None:
+        """Calls back when a server has accepted events from Synapse's own queue.
+
+        Args:
+            matters: whether plain events of a room matter too.
+            callback: takes the server's name. Must not raise.
         """
         manager = self._sender._transaction_manager
         transport = manager._transport_layer
@@ -250,9 +273,9 @@ class Federation:
         async def note_events(
             destination: str, pdus: list[EventBase], edus: Any, *args: Any, **kwargs: Any
         ) -> None:
-            sticky = [event for event in pdus if has_stickiness(event)]
-            if sticky:
-                in_flight[destination] = sticky
+            mattering = [e for e in pdus if matters(e.room_id) or has_stickiness(e)]
+            if mattering:
+                in_flight[destination] = mattering
             try:
                 await send_new_transaction(destination, pdus, edus, *args, **kwargs)
             finally:
@@ -262,13 +285,17 @@ class Federation:
             response: JsonDict = await send_transaction(transaction, *args, **kwargs)
             events = in_flight.pop(transaction.destination, None)
             if events:
-                accepted = Answer.of(response).accepted
-                by_room: dict[str, list[str]] = {}
+                accepted_ids = Answer.of(response).accepted
+                by_room: dict[str, Accepted] = {}
                 for event in events:
-                    if event.event_id in accepted:
-                        by_room.setdefault(event.room_id, []).append(event.event_id)
+                    if event.event_id in accepted_ids:
+                        room_id = event.room_id
+                        accepted = by_room.setdefault(room_id, Accepted(room_id))
+                        accepted.event_ids.append(event.event_id)
+                        if has_stickiness(event):
+                            accepted.sticky_ids.append(event.event_id)
                 if by_room:
-                    callback(transaction.destination, by_room)
+                    callback(transaction.destination, by_room.values())
             return response
 
         manager.send_new_transaction = note_events

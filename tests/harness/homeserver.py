@@ -21,6 +21,7 @@ import yaml
 from tests.harness.certificate import write_certificate
 from tests.harness.client import Client, JsonDict, MatrixError
 from tests.harness.processes import ManagedProcess, free_port
+from tests.harness.proxy import FaultyProxy
 from tests.harness.wait import eventually
 
 MODULE = "synapse_sticky.StickyEventsModule"
@@ -59,9 +60,8 @@ class _Plan:
 class Homeserver:
     """One Synapse deployment: a single process, or a main process with seven workers.
 
-    `python` is an interpreter that has another Synapse. Other servers reach this one at
-    `federation_address_port`, if that is given, where something must pass connections on to
-    `federation_port`.
+    `python` is an interpreter that has another Synapse. With `proxied` other servers reach this
+    one through `proxy`, which can be told to misbehave.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Homeserver:
         module_config: Mapping[str, Any] | None = None,
         extra_config: Mapping[str, Any] | None = None,
         federation: bool = False,
-        federation_address_port: int | None = None,
+        proxied: bool = False,
         python: str = sys.executable,
     ) -> None:
         if workers and (database == "sqlite" or redis_port is None):
@@ -93,12 +93,12 @@ class Homeserver:
         self._prepared = False
         self._processes: dict[str, ManagedProcess] = {}
         self._ports = {name: free_port() for name in ("main", "federation", "replication")}
-        self.federation_port = self._ports["federation"]
-        self.server_name = (
-            f"127.0.0.1:{federation_address_port or self.federation_port}"
-            if federation
-            else "homeserver.test"
-        )
+        address_port = self._ports["federation"]
+        self._proxy: FaultyProxy | None = None
+        if proxied:
+            address_port = free_port()
+            self._proxy = FaultyProxy(address_port, self._ports["federation"])
+        self.server_name = f"127.0.0.1:{address_port}" if federation else "homeserver.test"
         self.main_url = f"http://127.0.0.1:{self._ports['main']}"
         names = (*PERSISTERS, *READERS, *SENDERS, BACKGROUND_WORKER) if workers else ()
         self._ports.update((name, free_port()) for name in names)
@@ -129,6 +129,12 @@ class Homeserver:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
         )
         _open.append(self)
+
+    @property
+    def proxy(self) -> FaultyProxy:
+        """What other servers' connections go through."""
+        assert self._proxy is not None, "not proxied"
+        return self._proxy
 
     @property
     def has_module(self) -> bool:
@@ -236,6 +242,8 @@ class Homeserver:
     def close(self) -> None:
         """Stop, and let go of all connections."""
         self.stop()
+        if self._proxy is not None:
+            self._proxy.close()
         self.http.close()
         if self in _open:
             _open.remove(self)

@@ -9,10 +9,8 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 
 from tests.harness.certificate import write_certificate
-from tests.harness.processes import free_port
 
 
 class Fault(enum.Enum):
@@ -30,15 +28,15 @@ class Fault(enum.Enum):
 
 
 class FaultyProxy:
-    """Passes connections to a port of 127.0.0.1 on to another. Use it with `with`.
+    """Passes connections to a port of 127.0.0.1 on to another, until it is closed.
 
     Attributes:
         port: where it listens.
         delay_s: how long everything that is sent takes on its way.
     """
 
-    def __init__(self, target_port: int) -> None:
-        self.port = free_port()
+    def __init__(self, port: int, target_port: int) -> None:
+        self.port = port
         self.target_port = target_port
         self.delay_s: float = 0
         self._fault = Fault.NONE
@@ -53,16 +51,10 @@ class FaultyProxy:
             write_certificate(*paths)
             self._tls.load_cert_chain(*paths)
 
-    def __enter__(self) -> "FaultyProxy":
         self._thread.start()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Stop listening, and close all connections."""
         self._stop.set()
         # Wakes the thread that accepts.
         with contextlib.suppress(OSError):

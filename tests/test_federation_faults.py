@@ -1,0 +1,242 @@
+"""Servers that are away, misbehave or are killed get what they missed, and hold nobody up."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import debts
+from tests.conftest import GRACE_PERIOD, MakeHomeserver
+from tests.federation import (
+    create_room,
+    receipts,
+    stored,
+    wait_until_joined,
+    wait_until_received,
+    wait_until_stored,
+)
+from tests.harness.client import Client
+from tests.harness.homeserver import BACKGROUND_WORKER, SENDERS, Homeserver
+from tests.harness.proxy import Fault
+from tests.harness.remote import RemoteServer
+from tests.harness.wait import eventually
+from tests.support import (
+    HOUR_MS,
+    assert_once,
+    follow_until_seen,
+    now_ms,
+    send_plain,
+    send_sticky,
+    sticky_in,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.deployments("sqlite", "workers")]
+
+# No timelines: what is delivered is in the section.
+NO_TIMELINE = {"room": {"timeline": {"types": ["org.example.nothing"]}}}
+
+
+def kill_senders(homeserver: Homeserver) -> None:
+    """Kill what sends to other servers and what gives out positions, and start it again."""
+    names = [*SENDERS, BACKGROUND_WORKER] if homeserver.workers else ["main"]
+    for name in names:
+        homeserver.kill(name)
+    homeserver.start()
+
+
+def wake(client: Client, room: str) -> None:
+    """Let the user's server tell the others that it is back, as it does in real life."""
+    client.send(room)
+
+
+# F3, F5, C4
+@pytest.mark.parametrize("also_killed", ["nobody", "sender", "both"])
+def test_outage(
+    homeserver: Homeserver, alice: Client, mixed_peer: Homeserver, also_killed: str
+) -> None:
+    """A server that was down has exactly the sticky events that it missed, each once."""
+    room = create_room(alice)
+    bob = mixed_peer.register()
+    bob.join(room, via=[homeserver.server_name])
+    (before,) = send_sticky(alice, room)
+    since = follow_until_seen(bob, room, [before]).next_batch
+    if also_killed == "both":
+        mixed_peer.kill("main")
+    else:
+        mixed_peer.stop()
+    missed = []
+    for _ in range(6):
+        missed += send_sticky(alice, room)
+        send_plain(alice, room, 20)
+    if also_killed != "nobody":
+        kill_senders(homeserver)
+    mixed_peer.start()
+    wake(bob, room)
+    followed = follow_until_seen(bob, room, missed, since, timeout_s=40, timeout_ms=500)
+    assert_once(followed, room, missed)
+    section = [e["event_id"] for e in sticky_in(bob.sync(filter=NO_TIMELINE), room)]
+    assert sorted(section) == sorted([before, *missed])
+
+
+# F3, F5
+@pytest.mark.parametrize("fault", [Fault.CLOSE, Fault.CUT_ANSWERS, Fault.HANG, Fault.ERROR])
+def test_connections_that_fail(
+    homeserver: Homeserver, alice: Client, mixed_peer: Homeserver, fault: Fault
+) -> None:
+    """Whatever goes wrong on the way, it is tried again until the events are there."""
+    room = create_room(alice)
+    bob = mixed_peer.register()
+    bob.join(room, via=[homeserver.server_name])
+    (before,) = send_sticky(alice, room)
+    since = follow_until_seen(bob, room, [before]).next_batch
+    mixed_peer.proxy.set_fault(fault)
+    missed = send_sticky(alice, room, 3)
+    time.sleep(2)
+    if fault is not Fault.CUT_ANSWERS:
+        assert not set(missed) & stored(mixed_peer, room)
+    mixed_peer.proxy.set_fault(Fault.NONE)
+    followed = follow_until_seen(bob, room, missed, since, timeout_s=60, timeout_ms=500)
+    assert_once(followed, room, missed)
+
+
+# F5
+def test_one_failure_delays_nobody_else(
+    homeserver: Homeserver, alice: Client, mixed_peer: Homeserver, remote: RemoteServer
+) -> None:
+    """While one server hangs, another one that joins has everything within seconds."""
+    room = create_room(alice)
+    bob = mixed_peer.register()
+    bob.join(room, via=[homeserver.server_name])
+    mixed_peer.proxy.set_fault(Fault.HANG)
+    missed = send_sticky(alice, room, 3)
+    started = time.monotonic()
+    remote.join(homeserver, room, "carol")
+    wait_until_received(remote, missed, timeout_s=10)
+    assert time.monotonic() - started < 10
+    assert not set(missed) & stored(mixed_peer, room)
+    mixed_peer.proxy.set_fault(Fault.NONE)
+    wait_until_stored(mixed_peer, room, missed, timeout_s=60)
+
+
+# F1, F3
+def test_killed_while_paying(homeserver: Homeserver, alice: Client, stock_peer: Homeserver) -> None:
+    """What was not acknowledged before the kill is sent after it."""
+    room = create_room(alice)
+    sticky = send_sticky(alice, room, 120)
+    carol = stock_peer.register()
+    carol.join(room, via=[homeserver.server_name])
+    eventually(lambda: stored(stock_peer, room) & set(sticky), 20, "the first", interval_s=0.01)
+    had = len(stored(stock_peer, room) & set(sticky))
+    kill_senders(homeserver)
+    assert had < len(sticky), "killed too late"
+    wait_until_stored(stock_peer, room, sticky, timeout_s=60)
+
+
+# F3
+def test_watermarks_outlive_a_restart(
+    make_homeserver: MakeHomeserver, remote: RemoteServer
+) -> None:
+    """What was acknowledged and stored is not sent again after a restart."""
+    homeserver = make_homeserver(
+        "sqlite",
+        federation=True,
+        module_config={"federation_grace_period": "1s", "poll_interval": "500ms"},
+    )
+    homeserver.start()
+    alice = homeserver.register()
+    room = create_room(alice)
+    sticky = send_sticky(alice, room, 3)
+    remote.join(homeserver, room, "carol")
+    wait_until_received(remote, sticky)
+    sticky += send_sticky(alice, room, 2)
+    wait_until_received(remote, sticky)
+    last_position = "SELECT max(position) FROM synapse_sticky_events"
+    eventually(
+        lambda: (
+            homeserver.query("SELECT settled_position FROM synapse_sticky_watermarks")
+            == homeserver.query(last_position)
+        ),
+        what="the watermark",
+    )
+    homeserver.kill("main")
+    homeserver.start()
+    (after,) = send_sticky(alice, room)
+    wait_until_received(remote, [after])
+    time.sleep(3)
+    assert receipts(remote, [*sticky, after]) == dict.fromkeys([*sticky, after], 1)
+
+
+# K3, F1
+def test_what_another_server_fetched_counts(
+    homeserver: Homeserver, alice: Client, mixed_peer: Homeserver, own_peer: Homeserver
+) -> None:
+    """An event that never was sent to us, and came as a missing one, is delivered too."""
+    room = create_room(alice)
+    bob, olga = mixed_peer.register(), own_peer.register()
+    for joiner in (bob, olga):
+        joiner.join(room, via=[homeserver.server_name])
+    for server in (homeserver, mixed_peer, own_peer):
+        for user in (bob, olga):
+            wait_until_joined(server, room, user.user_id)
+    since = alice.sync()["next_batch"]
+    homeserver.proxy.set_fault(Fault.CLOSE)
+    (event_id,) = send_sticky(olga, room)
+    follow_until_seen(bob, room, [event_id])
+    own_peer.stop()
+    homeserver.proxy.set_fault(Fault.NONE)
+    plain = bob.send(room)
+    followed = follow_until_seen(alice, room, [event_id, plain], since, timeout_s=60)
+    assert_once(followed, room, [event_id])
+    assert {e["event_id"] for e in sticky_in(alice.sync(filter=NO_TIMELINE), room)} == {event_id}
+
+
+# F1, F5
+def test_who_is_owed_what(make_homeserver: MakeHomeserver, remote: RemoteServer) -> None:
+    """For each server: what it is owed, why it is not paid yet, and in the log when it was."""
+    homeserver = make_homeserver(
+        "sqlite",
+        federation=True,
+        module=False,
+        extra_config={
+            "modules": [
+                {
+                    "module": "debts.ModuleThatShowsDebts",
+                    "config": {"federation_grace_period": GRACE_PERIOD},
+                }
+            ]
+        },
+    )
+    homeserver.directory.mkdir(exist_ok=True)
+    shutil.copy(Path(debts.__file__), homeserver.directory)
+    homeserver.start()
+
+    def owed() -> list[dict[str, Any]]:
+        answer: list[dict[str, Any]] = homeserver.http.get(homeserver.main_url + debts.PATH).json()
+        return answer
+
+    alice = homeserver.register()
+    room = create_room(alice)
+    remote.join(homeserver, room, "carol")
+    remote.judge = lambda event: {}
+    (first,) = send_sticky(alice, room)
+    wait_until_received(remote, [first])
+    eventually(lambda: owed() == [], what="nothing owed")
+    remote.online = False
+    sent = send_sticky(alice, room, 2, sticky_ms=HOUR_MS)
+
+    eventually(lambda: [debt["event_ids"] for debt in owed()] == [sent], what="the debt")
+    (debt,) = owed()
+    assert debt["server_name"] == remote.server_name
+    assert debt["room_id"] == room
+    assert abs(debt["since_ts"] - now_ms()) < 20_000
+    eventually(lambda: owed()[0]["reason"] == "backing_off", 30, "Synapse backing off")
+    assert owed()[0]["retry_ts"] > now_ms() - 10_000
+    homeserver.restart()
+    eventually(lambda: owed()[0]["obstacle"], 30, "a try of our own")
+    remote.online = True
+    wait_until_received(remote, sent)
+    eventually(lambda: owed() == [], what="nothing owed")
+    log = homeserver.log()
+    assert f"{remote.server_name} has caught up with sticky events" in log
