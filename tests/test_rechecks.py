@@ -1,0 +1,233 @@
+"""Soft-failed sticky events that the room's state authorises later."""
+
+import shutil
+
+import pytest
+
+from tests import spam_checker
+from tests.conftest import MakeHomeserver
+from tests.harness.client import Client, JsonDict, MatrixError
+from tests.harness.event_format import Event
+from tests.harness.homeserver import Homeserver
+from tests.harness.remote import RemoteServer
+from tests.harness.wait import eventually
+from tests.sliding import Connection, drained, subscription
+from tests.support import HOUR_MS, follow, remaining_ms, text
+from tests.test_federated_events import NO_TIMELINE, ROWS, is_stored, section_ids, sticky
+
+SPECIAL = "org.example.special"
+
+
+def start_room(homeserver: Homeserver, owner: Client, remote: RemoteServer) -> tuple[str, Event]:
+    """A room with carol of the other server in it, and the last event before she is restricted."""
+    room = owner.create_room(preset="public_chat", room_version="11")
+    carol = remote.join(homeserver, room, "carol")
+    before = remote.send_event(room, carol)
+    eventually(lambda: is_stored(homeserver, before))
+    return room, before
+
+
+def is_held(homeserver: Homeserver, event: Event) -> bool:
+    """Whether an event is recorded as soft-failed, and not deliverable."""
+    return homeserver.query(ROWS, event.event_id) == [("soft_failed", None)]
+
+
+def is_shown(reader: Client, event: Event) -> bool:
+    """Whether a user can ask for an event."""
+    try:
+        shown = reader.event(event.room_id, event.event_id)
+    except MatrixError as error:
+        if error.status != 404:
+            raise
+        return False
+    return bool(shown["content"] == event.content)
+
+
+def pass_on(sender: Client, room: str) -> str:
+    """Send something sticky and wait for it: then all that was before it was looked at."""
+    event_id = sender.send(room, sticky_ms=HOUR_MS)
+    eventually(lambda: event_id in section_ids(sender, room), what="the next sticky event")
+    return event_id
+
+
+def change_levels(admin: Client, room: str, **changes: JsonDict) -> None:
+    """Change some of the power levels of a room."""
+    (levels,) = (e["content"] for e in admin.state(room) if e["type"] == "m.room.power_levels")
+    merged = {key: {**levels[key], **change} for key, change in changes.items()}
+    admin.send_state(room, "m.room.power_levels", {**levels, **merged})
+
+
+# K1, C6
+def test_delivered_once_the_sender_is_back(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """What a banned user sent comes after the end of the ban and a new join, everywhere."""
+    room, before = start_room(homeserver, alice, remote)
+    carol = remote.user_id("carol")
+    alice.ban(room, carol)
+    late = remote.send_event(room, carol, prev_events=[before], **sticky())
+    eventually(lambda: is_held(homeserver, late), what="the soft failure")
+    alice.unban(room, carol)
+    # Not banned any more, but not in the room either.
+    first = pass_on(alice, room)
+    assert is_held(homeserver, late)
+    assert section_ids(alice, room) == [first]
+    assert not is_shown(alice, late)
+    since = alice.sync(filter=NO_TIMELINE)["next_batch"]
+    connection = Connection(alice, {}, {room: subscription()})
+    connection.collect(room, [first])
+
+    remote.join(homeserver, room, "carol")
+    followed = follow(
+        alice, since, until=lambda f: late.event_id in f.sticky(room), filter=NO_TIMELINE
+    )
+    assert followed.sticky(room) == [late.event_id]
+    assert drained(connection.collect(room, [late.event_id]), room) == [late.event_id]
+    ((reason, position),) = homeserver.query(ROWS, late.event_id)
+    assert (reason, position is None) == ("soft_failed", False)
+    for url in homeserver.client_urls:
+        reader = alice.via(url)
+        eventually(lambda reader=reader: is_shown(reader, late), what=f"the event at {url}")  # type: ignore[misc]
+    assert 0 < (remaining_ms(alice.event(room, late.event_id)) or 0) <= HOUR_MS
+    # Those who join now get it as well.
+    dave = homeserver.register()
+    dave.join(room)
+    eventually(lambda: section_ids(dave, room) == [first, late.event_id])
+
+
+# K1
+def test_delivered_once_the_level_suffices(
+    homeserver: Homeserver, alice: Client, bob: Client, remote: RemoteServer
+) -> None:
+    """Power levels count for the type of the event and for the sender."""
+    room, before = start_room(homeserver, alice, remote)
+    carol = remote.user_id("carol")
+    change_levels(alice, room, events={SPECIAL: 50})
+    late = remote.send_event(room, carol, {"n": 1}, SPECIAL, prev_events=[before], **sticky())
+    usual = remote.send_event(room, carol, {"n": 2}, prev_events=[before], **sticky())
+    eventually(lambda: is_held(homeserver, late), what="the soft failure")
+    eventually(lambda: section_ids(alice, room) == [usual.event_id])
+    # Somebody else's level, and one that is too low.
+    change_levels(alice, room, users={bob.user_id: 50, carol: 49})
+    first = pass_on(alice, room)
+    assert is_held(homeserver, late)
+    change_levels(alice, room, users={carol: 50})
+    expected = [usual.event_id, first, late.event_id]
+    eventually(lambda: section_ids(alice, room) == expected, what="the event")
+    for url in homeserver.client_urls:
+        reader = alice.via(url)
+        eventually(lambda reader=reader: is_shown(reader, late), what=f"the event at {url}")  # type: ignore[misc]
+
+
+# K1
+def test_what_is_authorised_stays_so(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """A later ban does not take away what was delivered, and its end does not repeat it."""
+    room, before = start_room(homeserver, alice, remote)
+    carol = remote.user_id("carol")
+    alice.ban(room, carol)
+    late = remote.send_event(room, carol, prev_events=[before], **sticky())
+    eventually(lambda: is_held(homeserver, late), what="the soft failure")
+    since = alice.sync(filter=NO_TIMELINE)["next_batch"]
+    for _ in range(2):
+        alice.unban(room, carol)
+        remote.join(homeserver, room, "carol")
+        eventually(lambda: late.event_id in section_ids(alice, room), what="the event")
+        ((_, position),) = homeserver.query(ROWS, late.event_id)
+        alice.ban(room, carol)
+    last = pass_on(alice, room)
+    assert homeserver.query(ROWS, late.event_id) == [("soft_failed", position)]
+    followed = follow(alice, since, until=lambda f: last in f.sticky(room), filter=NO_TIMELINE)
+    assert followed.sticky(room) == [late.event_id, last]
+
+
+# K1
+def test_refused_events_never_come_back(
+    make_homeserver: MakeHomeserver, remote: RemoteServer
+) -> None:
+    """No change of state brings what a spam checker has refused, soft-failed besides or not."""
+    modules = [
+        {"module": "spam_checker.RefuseSpam", "config": {}},
+        {"module": "synapse_sticky.StickyEventsModule", "config": {}},
+    ]
+    homeserver = make_homeserver("sqlite", federation=True, extra_config={"modules": modules})
+    # Where Synapse runs, and finds it.
+    shutil.copy(spam_checker.__file__, homeserver.directory)
+    homeserver.start()
+    alice = homeserver.register()
+    room, before = start_room(homeserver, alice, remote)
+    carol = remote.user_id("carol")
+    spam = [remote.send_event(room, carol, text("spam"), prev_events=[before], **sticky())]
+    alice.ban(room, carol)
+    spam.append(remote.send_event(room, carol, text("spam"), prev_events=[before], **sticky()))
+    late = remote.send_event(room, carol, text("good"), prev_events=[before], **sticky())
+    eventually(lambda: is_held(homeserver, late), what="the soft failure")
+    assert all(is_stored(homeserver, event) for event in spam)
+    alice.unban(room, carol)
+    remote.join(homeserver, room, "carol")
+    eventually(lambda: section_ids(alice, room) == [late.event_id], what="what is no spam")
+    change_levels(alice, room, users={carol: 50})
+    last = pass_on(alice, room)
+    assert section_ids(alice, room) == [late.event_id, last]
+    assert not any(is_shown(alice, event) for event in spam)
+
+
+# K1
+@pytest.mark.slow
+def test_restart_between_soft_failure_and_return(
+    make_homeserver: MakeHomeserver, remote: RemoteServer
+) -> None:
+    """What is held is held over a restart, and so is what was refused."""
+    homeserver = make_homeserver("sqlite", federation=True)
+    homeserver.start()
+    alice = homeserver.register()
+    room, before = start_room(homeserver, alice, remote)
+    carol = remote.user_id("carol")
+    alice.ban(room, carol)
+    late, refused = (
+        remote.send_event(room, carol, prev_events=[before], **sticky()) for _ in range(2)
+    )
+    for event in (late, refused):
+        eventually(lambda event=event: is_held(homeserver, event), what="the soft failure")  # type: ignore[misc]
+    homeserver.stop()
+    # As a policy server's verdict is recorded.
+    query = "UPDATE synapse_sticky_events SET held_reason = 'refused' WHERE event_id = ?"
+    assert homeserver.execute(query, refused.event_id) == 1
+    homeserver.start()
+    first = pass_on(alice, room)
+    assert section_ids(alice, room) == [first]
+    alice.unban(room, carol)
+    remote.join(homeserver, room, "carol")
+    eventually(lambda: late.event_id in section_ids(alice, room), what="the event")
+    last = pass_on(alice, room)
+    assert section_ids(alice, room) == [first, late.event_id, last]
+    assert is_shown(alice, late)
+    assert homeserver.query(ROWS, refused.event_id) == [("refused", None)]
+    assert not is_shown(alice, refused)
+
+
+# K1
+@pytest.mark.slow
+def test_the_sender_is_back_while_the_module_is_away(
+    make_homeserver: MakeHomeserver, remote: RemoteServer
+) -> None:
+    """Changes of state that nobody looked at are looked at later."""
+    homeserver = make_homeserver("sqlite", federation=True)
+    homeserver.start()
+    alice = homeserver.register()
+    room, before = start_room(homeserver, alice, remote)
+    carol = remote.user_id("carol")
+    alice.ban(room, carol)
+    late = remote.send_event(room, carol, prev_events=[before], **sticky())
+    eventually(lambda: is_held(homeserver, late), what="the soft failure")
+    homeserver.stop()
+    homeserver.reconfigure(module=False)
+    homeserver.start()
+    alice.unban(room, carol)
+    remote.join(homeserver, room, "carol")
+    homeserver.stop()
+    homeserver.reconfigure(module=True)
+    homeserver.start()
+    eventually(lambda: section_ids(alice, room) == [late.event_id], what="the event")
+    assert is_shown(alice, late)
