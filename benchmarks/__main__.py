@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks import plot, report
+from benchmarks import new_server, plot, report, watermarks
 from benchmarks.clock import machine_busy_s, own_cpu_s
 from benchmarks.growth import growing_servers, growth_scenarios
 from benchmarks.measure import Measurement, Scenario, measure, measure_idleness
 from benchmarks.memory import Memory, index_bytes, server_bytes
 from benchmarks.progress import Progress
-from benchmarks.results import Results
+from benchmarks.results import Results, Section, targets
 from benchmarks.scenarios import comparisons
 from benchmarks.server import CONTROL, OWN, PLAIN, STICKY, Server
 from benchmarks.world import World, build_world, copy_server
@@ -35,6 +35,8 @@ class Extent:
         sizes: numbers of sticky events for the growth.
         idle_s: how long a process is watched that nobody asks for anything, per round.
         idle_rounds: how often.
+        payments: how often a server joins that is owed sticky events.
+        payment_events: how many.
     """
 
     rounds: int
@@ -45,10 +47,15 @@ class Extent:
     sizes: list[int]
     idle_s: float
     idle_rounds: int
+    payments: int
+    payment_events: int
 
 
-FULL: Final = Extent(40, 10, 58, 200, 200, [0, 1_000, 10_000, 100_000], 5, 6)
-QUICK: Final = Extent(5, 5, 20, 40, 40, [0, 1_000, 100_000], 2, 2)
+FULL: Final = Extent(40, 10, 58, 200, 200, [0, 1_000, 10_000, 100_000], 5, 6, 5, 1_000)
+QUICK: Final = Extent(5, 5, 20, 40, 40, [0, 1_000, 100_000], 2, 2, 2, 200)
+SECTIONS: Final = (new_server.KEY, watermarks.KEY)
+"""What needs several homeservers, and can be measured without the rest."""
+_PATIENCE: Final = 3
 
 
 class Run:
@@ -75,10 +82,32 @@ class Run:
         )
         compared = self._compare(world)
         grown, memory = self._grow(world)
+        sections = self.sections()
         others = max(0.0, self._busy_s - self._ours_s) / (self._wall_s * (os.cpu_count() or 1))
         self._progress.line(f"Other programs used {others:.0%} of the processors meanwhile")
-        results = Results(compared, grown, self._extent.sizes, memory, others)
+        results = Results(compared, grown, self._extent.sizes, memory, others, sections)
         return results, self._progress.seconds
+
+    def sections(self) -> list[Section]:
+        """Measure what takes several homeservers."""
+        extent, sections = self._extent, []
+        for key in SECTIONS:
+            if self._only and key not in self._only:
+                continue
+            directory = self._directory / key
+            if key == new_server.KEY:
+                self._progress.line("Paying a server that joins")
+                section = new_server.measure_new_server(
+                    directory, extent.payments, extent.payment_events, self._progress
+                )
+            else:
+                self._progress.line("Sending to many servers")
+                measured, section = watermarks.measure_watermarks(
+                    directory, extent.rounds, extent.budget_s * _PATIENCE, self._progress
+                )
+                self._show(measured)
+            sections.append(section)
+        return sections
 
     def _compare(self, world: World) -> list[Measurement]:
         self._progress.line("Comparing Synapse without sticky events, its own, and the module")
@@ -160,14 +189,23 @@ def main() -> None:
         nargs="+",
         default=[],
         metavar="SCENARIO",
-        help="measure these only, and write no document",
+        help="measure these only, and write no document; of these "
+        f"({', '.join(SECTIONS)}) it replaces the sections in that of --output",
     )
     arguments = parser.parse_args()
     extent = QUICK if arguments.quick else FULL
-    results, seconds = Run(extent, set(arguments.only)).everything()
+    run = Run(extent, set(arguments.only))
+    if arguments.only and set(arguments.only) <= set(SECTIONS):
+        sections = run.sections()
+        for line in report.target_lines(t for section in sections for t in section.targets):
+            print(line)
+        if arguments.output is not None:
+            report.replace_sections(sections, arguments.output / "performance.md")
+        return
+    results, seconds = run.everything()
     if arguments.only:
         return
-    for line in report.target_lines(results):
+    for line in report.target_lines(targets(results)):
         print(line)
     output = arguments.output or (None if arguments.quick else Path("docs"))
     if output is not None:

@@ -3,6 +3,7 @@
 
 import datetime
 import platform
+import re
 import sqlite3
 import statistics
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from string import Template
 
 from benchmarks.measure import Measurement
-from benchmarks.results import Results, targets
+from benchmarks.results import Results, Section, Target, targets
 from benchmarks.server import CONTROL, OWN, PLAIN, STICKY
 
 _PAIRS = ((STICKY, PLAIN), (STICKY, OWN), (OWN, PLAIN), (CONTROL, PLAIN))
@@ -29,12 +30,14 @@ def terminal_lines(measurement: Measurement) -> Iterable[str]:
     names = list(measurement.cpu_ms)
     pairs = _PAIRS if PLAIN in names else [(name, names[0]) for name in names[1:]]
     for first, second in pairs:
+        if first not in names or second not in names:
+            continue
         yield f"  {first}/{second}: {measurement.cpu_ratio(first, second)} CPU"
 
 
-def target_lines(results: Results) -> Iterable[str]:
+def target_lines(targets: Iterable[Target]) -> Iterable[str]:
     """Which targets are met."""
-    for target in targets(results):
+    for target in targets:
         verdict = "met   " if target.met else "MISSED"
         yield f"{verdict} {target.text}: {target.measured} ({target.bound})"
 
@@ -56,15 +59,40 @@ def write_document(results: Results, path: Path, seconds: float) -> None:
         memory_server=f"{results.memory.server:.0f}",
         memory_index=f"{results.memory.index:.0f}",
         memory_events=f"{results.memory.events:,}",
+        sections="\n\n".join(map(_section_text, results.sections)),
     )
     path.write_text(text, encoding="utf-8")
 
 
+def replace_sections(sections: Iterable[Section], path: Path) -> None:
+    """Write sections into the document in place of older ones, their targets too."""
+    before, targets_title, rest = path.read_text(encoding="utf-8").partition("## Targets\n\n")
+    table, _, rest = rest.partition("\n\n")
+    parts = re.split(r"^(?=## )", rest, flags=re.MULTILINE)
+    for section in sections:
+        rows = [_row(_target_cells(target)) for target in section.targets]
+        old = [f"| {target.text} |" for target in section.targets]
+        kept = [line for line in table.splitlines() if not line.startswith(tuple(old))]
+        table = "\n".join([*kept, *rows])
+        parts = [part for part in parts if not part.startswith(f"## {section.title}\n")]
+        # The last part is about the method.
+        parts.insert(-1, _section_text(section) + "\n\n")
+    text = before + targets_title + table + "\n\n" + "".join(parts)
+    path.write_text(text, encoding="utf-8")
+
+
+def _section_text(section: Section) -> str:
+    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    versions = f"Synapse {version('matrix-synapse')}, synapse_sticky {version('synapse-sticky')}"
+    return f"## {section.title}\n\n{section.text}\n\nMeasured on {today} with {versions}."
+
+
 def _target_table(results: Results) -> str:
-    return _table(
-        ("Target", "Bound", "Measured", "Met"),
-        [(t.text, t.bound, t.measured, "yes" if t.met else "**no**") for t in targets(results)],
-    )
+    return _table(("Target", "Bound", "Measured", "Met"), map(_target_cells, targets(results)))
+
+
+def _target_cells(target: Target) -> Sequence[str]:
+    return target.text, target.bound, target.measured, "yes" if target.met else "**no**"
 
 
 def _comparison_table(measurements: Sequence[Measurement]) -> str:
@@ -98,4 +126,8 @@ def _growth_table(results: Results) -> str:
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join(map(_row, lines))
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

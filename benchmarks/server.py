@@ -31,9 +31,22 @@ class RequestFailed(Exception):
 class Server(Homeserver):
     """One Synapse process with SQLite, and one connection to it that is kept open."""
 
-    def __init__(self, name: str, kind: str, directory: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        directory: Path,
+        *,
+        federation: bool = False,
+        extra_config: JsonDict | None = None,
+    ) -> None:
         own = {"experimental_features": {"msc4354_enabled": True}} if kind == OWN else {}
-        super().__init__(directory=directory, module=kind == STICKY, extra_config=own)
+        super().__init__(
+            directory=directory,
+            module=kind == STICKY,
+            extra_config={**own, **(extra_config or {})},
+            federation=federation,
+        )
         self.name = name
         self.kind = kind
         self._transactions = itertools.count()
@@ -83,7 +96,9 @@ class Server(Homeserver):
             raise RequestFailed(f"{self.name}: {method} {path}: {response.status} {answer!r}")
         return answer
 
-    def send(self, client: Client, room_id: str, sticky_ms: int | None = None) -> bytes:
+    def send(
+        self, client: Client, room_id: str, sticky_ms: int | None = None, padding: str = ""
+    ) -> bytes:
         """Send a message, sticky if that is asked for."""
         number = next(self._transactions)
         path = (
@@ -92,7 +107,8 @@ class Server(Homeserver):
         )
         if sticky_ms is not None:
             path += f"?{STICKY_PARAMETER}={sticky_ms}"
-        body = {"msgtype": "m.text", "body": f"This is message number {number} of the benchmark"}
+        text = f"This is message number {number} of the benchmark{padding}"
+        body = {"msgtype": "m.text", "body": text}
         return self.exchange("PUT", path, client, json.dumps(body).encode())
 
     def sync(self, client: Client, since: str, filter: str | None = None) -> bytes:
