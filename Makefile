@@ -21,7 +21,7 @@ test-on: $(TOOLS)/bin/nox ## The suite on any Synapse: make test-on SYNAPSE=1.15
 	@test -n "$(SYNAPSE)" || { echo 'Which one? make test-on SYNAPSE=1.155.0' >&2; exit 2; }
 	$(NOX) -s tests_on -- $(SYNAPSE) $(ARGS)
 
-demo: $(TOOLS)/bin/nox ## A sticky event on a real Synapse, until Ctrl-C: make demo [ARGS=--once]
+demo: $(TOOLS)/bin/nox ## A sticky event on a real Synapse, until Ctrl-C: make demo [ARGS="--federation --once"]
 	@$(NOX) -s demo -- $(ARGS)
 
 bench: $(TOOLS)/bin/nox ## Measure what the module costs: make bench [ARGS="..."]

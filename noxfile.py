@@ -72,7 +72,7 @@ def quick(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Show a sticky event from sending to expiry, on a real Synapse."""
+    """Show sticky events on a real Synapse, or between three with --federation."""
     # What the demo prints comes first, except where there is a lot to install.
     quietly = Path(session.bin, "synapse_homeserver").exists()
     _install(session, "matrix-synapse", *_group("test"), "-e", ".", quietly=quietly)
