@@ -39,12 +39,16 @@ MAX_EVENTS_PER_TRANSACTION: Final = 50
 _TICK_MS: Final = 500
 # How often something is tried that a server took but did not name in its answer
 # (it does not know the room yet), or took and does not have afterwards.
-_MAX_TRIES: Final = 8
+_MAX_TRIES: Final = 6
+# The same for a server that has just joined: joining a large room may take minutes.
+_MAX_TRIES_AFTER_JOIN: Final = 20
 # How often something is tried that a server refused: Synapse reports passing faults
 # so too.
 _MAX_REFUSALS: Final = 4
 _FIRST_PAUSE_MS: Final = 1_000
 _LONGEST_PAUSE_MS: Final = 60_000
+# How long it may take this process to learn who is in the room, after a join was noticed.
+_JOIN_SETTLES_MS: Final = 10_000
 # How long to wait until a server has read what it took.
 _MAX_DIGESTION_MS: Final = 10_000
 _FIRST_LOOK_MS: Final = 20
@@ -69,7 +73,7 @@ class _Debtor:
         obstacle: why the last try came to nothing.
     """
 
-    rooms: set[str] = attr.Factory(set)
+    rooms: dict[str, None] = attr.Factory(dict)
     next_ts: int = 0
     paying: bool = False
     obstacle: str = ""
@@ -102,6 +106,8 @@ class Looper:
         self._staging = Staging()
         # By server and event: accepted, but perhaps thrown away. And until when to remember.
         self._claimed: dict[tuple[str, str], int] = {}
+        # By server and room: joined, and not seen to have read anything since.
+        self._joining: set[tuple[str, str]] = set()
         # Accepted before the watermarks were read.
         self._early: list[tuple[str, str, list[str]]] = []
         # Until when an event is left to Synapse's queue, and the same in order.
@@ -142,7 +148,8 @@ class Looper:
         ]
         for join in joined:
             debtor = self._debtors.setdefault(join.member, _Debtor())
-            debtor.rooms.add(join.room_id)
+            debtor.rooms[join.room_id] = None
+            self._joining.add((join.member, join.room_id))
             # What it did not want before it may want now.
             debtor.tries.clear()
             debtor.next_ts = 0
@@ -155,11 +162,13 @@ class Looper:
         for part in accepted:
             room_id, ids = part.room_id, part.event_ids
             self._staging.add(server_name, room_id, len(ids), ids[-1], now_ts)
-            if self._staging.newest_unread(server_name, room_id, now_ts) is None:
-                self._settle(server_name, room_id, part.sticky_ids)
-            else:
+            if (server_name, room_id) in self._joining or self._staging.newest_unread(
+                server_name, room_id, now_ts
+            ):
                 until_ts = now_ts + MAX_DURATION_MS
                 self._claimed.update(((server_name, e), until_ts) for e in part.sticky_ids)
+            else:
+                self._settle(server_name, room_id, part.sticky_ids)
         debtor = self._debtors.get(server_name)
         if debtor is not None:
             debtor.next_ts = 0
@@ -250,7 +259,7 @@ class Looper:
         self._rooms_to_look_into.discard(room_id)
         for server_name in server_names:
             if self._federation.sends_to(server_name) and any(self._due(server_name, room_id)):
-                self._debtors.setdefault(server_name, _Debtor()).rooms.add(room_id)
+                self._debtors.setdefault(server_name, _Debtor()).rooms[room_id] = None
 
     def _start_payments(self) -> None:
         now_ts = self._now_ts()
@@ -324,27 +333,28 @@ class Looper:
     ) -> tuple[str | None, list[StickyEvent]]:
         """A room and what to pay there; None if there is nothing, or nothing yet."""
         now_ts = self._now_ts()
-        best: list[StickyEvent] = []
         later_ts: list[int] = []
         for room_id in list(debtor.rooms):
             if server_name not in await self._federation.servers_in_room(room_id):
-                debtor.rooms.discard(room_id)
+                join = self._reader.index.join(server_name, room_id)
+                if join is not None and join.position + _JOIN_SETTLES_MS > now_ts:
+                    later_ts.append(now_ts + _TICK_MS)
+                else:
+                    debtor.rooms.pop(room_id, None)
                 continue
             due = list(self._due(server_name, room_id))
             if not due:
-                debtor.rooms.discard(room_id)
+                debtor.rooms.pop(room_id, None)
                 continue
             waiting = {
                 event.event_id: tries.next_ts
                 for event in due
                 if (tries := debtor.tries.get(event.event_id)) and tries.next_ts > now_ts
             }
-            later_ts += waiting.values()
             payable = [event for event in due if event.event_id not in waiting]
-            if payable and (not best or payable[0].position < best[0].position):
-                best = payable
-        if best:
-            return best[0].room_id, best[:MAX_EVENTS_PER_TRANSACTION]
+            if payable:
+                return room_id, payable[:MAX_EVENTS_PER_TRANSACTION]
+            later_ts += waiting.values()
         if later_ts:
             debtor.next_ts = min(later_ts)
         elif self._debtors.get(server_name) is debtor and not debtor.rooms:
@@ -375,6 +385,7 @@ class Looper:
         for event_id in claimed:
             if await self._has(server_name, event_id, until_ts, (True, False)):
                 self._settle(server_name, room_id, [event_id])
+                self._joining.discard((server_name, room_id))
             self._claimed.pop((server_name, event_id), None)
 
     async def _arrived(
@@ -393,11 +404,10 @@ class Looper:
         if not await self._has(server_name, accepted[-1], until_ts, (True,)):
             return ()
         self._staging.has_read(server_name, room_id)
-        has_just_joined = self._reader.index.join(server_name, room_id) is not None
-        if has_just_joined and not await self._has(
-            server_name, accepted[0], until_ts, (True, False)
-        ):
-            return accepted[-1:]
+        if (server_name, room_id) in self._joining:
+            self._joining.discard((server_name, room_id))
+            if not await self._has(server_name, accepted[0], until_ts, (True, False)):
+                return accepted[-1:]
         return accepted
 
     async def _has(
@@ -421,12 +431,14 @@ class Looper:
         answer: Answer,
     ) -> None:
         now_ts = self._now_ts()
+        has_just_joined = self._reader.index.join(server_name, room_id) is not None
+        max_tries = _MAX_TRIES_AFTER_JOIN if has_just_joined else _MAX_TRIES
         given_up = []
         for event_id in event_ids:
             tries = debtor.tries.setdefault(event_id, _Tries())
             tries.count += 1
             tries.refusals += event_id in answer.refused
-            if tries.count >= _MAX_TRIES or tries.refusals >= _MAX_REFUSALS:
+            if tries.count >= max_tries or tries.refusals >= _MAX_REFUSALS:
                 given_up.append(event_id)
                 del debtor.tries[event_id]
                 continue
@@ -463,6 +475,8 @@ class Looper:
         self._staging.expire(now_ts)
         for key in [key for key, until_ts in self._claimed.items() if until_ts <= now_ts]:
             del self._claimed[key]
+        index = self._reader.index
+        self._joining = {key for key in self._joining if index.join(*key) is not None}
         if self._watermarks is None:
             return
         self._watermarks.expire(now_ts)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from tests.harness.client import Client
+from tests.harness.client import Client, MatrixError
 from tests.harness.homeserver import Homeserver
 from tests.harness.remote import RemoteServer
 from tests.harness.wait import eventually
@@ -20,6 +20,21 @@ def create_room(creator: Client, visibility: str = "shared", **arguments: Any) -
     return creator.create_room(
         preset="public_chat", room_version="10", initial_state=[event], **arguments
     )
+
+
+def join_via(user: Client, room_id: str, homeserver: Homeserver) -> None:
+    """Join through a server, once this one no longer backs off from it after an earlier test."""
+
+    def joined() -> bool:
+        try:
+            user.join(room_id, via=[homeserver.server_name])
+        except MatrixError as error:
+            if error.status in (404, 502):
+                return False
+            raise
+        return True
+
+    eventually(joined, 30, f"{user.user_id} joining", interval_s=0.5)
 
 
 def stored(homeserver: Homeserver, room_id: str) -> set[str]:

@@ -9,6 +9,7 @@ import pytest
 from tests.conftest import GRACE_PERIOD, MakeHomeserver
 from tests.federation import (
     create_room,
+    join_via,
     receipts,
     wait_until_joined,
     wait_until_received,
@@ -60,7 +61,7 @@ def test_new_server_gets_what_is_sticky(
         sticky += send_sticky(alice, room)
     plain = send_plain(alice, room, 3)
     carol = peer.register()
-    carol.join(room, via=[homeserver.server_name])
+    join_via(carol, room, homeserver)
     wait_until_stored(peer, room, sticky, timeout_s=15)
     if peer.has_module:
         seen = follow_until_seen(carol, room, sticky).seen(room)
@@ -75,13 +76,13 @@ def test_new_server_that_joins_through_another(
     """It is sent the sticky events of both servers, though it joined through one of them."""
     room = create_room(alice, "joined")
     bob = mixed_peer.register()
-    bob.join(room, via=[homeserver.server_name])
+    join_via(bob, room, homeserver)
     sticky = [send_sticky(alice, room)[0], send_sticky(bob, room)[0]]
     wait_until_stored(mixed_peer, room, sticky)
     wait_until_stored(homeserver, room, sticky)
     send_plain(alice, room, 3)
     carol = stock_peer.register()
-    carol.join(room, via=[mixed_peer.server_name])
+    join_via(carol, room, mixed_peer)
     wait_until_stored(stock_peer, room, sticky)
 
 
@@ -90,7 +91,7 @@ def test_both_ways(homeserver: Homeserver, alice: Client, mixed_peer: Homeserver
     """Events go both ways between releases, and are sticky on both sides."""
     room = create_room(alice)
     bob = mixed_peer.register()
-    bob.join(room, via=[homeserver.server_name])
+    join_via(bob, room, homeserver)
     sticky = [*send_sticky(alice, room, 2), *send_sticky(bob, room, 2)]
     for reader in (alice, bob):
         followed = follow_until_seen(reader, room, sticky)
@@ -108,7 +109,7 @@ def test_to_and_from_synapses_own(
     """A server with Synapse's own implementation sends us its events, and has ours."""
     room = create_room(alice)
     bob = own_peer.register()
-    bob.join(room, via=[homeserver.server_name])
+    join_via(bob, room, homeserver)
     (ours,) = send_sticky(alice, room)
     (theirs,) = send_sticky(bob, room)
     wait_until_stored(own_peer, room, [ours])

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.federation import create_room, wait_until_joined, wait_until_stored
+from tests.federation import create_room, join_via, wait_until_joined, wait_until_stored
 from tests.harness.client import Client, MatrixError
 from tests.harness.homeserver import Homeserver
 from tests.harness.proxy import Fault
@@ -76,7 +76,7 @@ def test_kicked_and_sending_at_the_same_time(
     room = create_room(alice)
     bob, ben = mixed_peer.register(), mixed_peer.register()
     for user in (bob, ben):
-        user.join(room, via=[homeserver.server_name])
+        join_via(user, room, homeserver)
         wait_until_joined(homeserver, room, user.user_id)
     since_alice, since_ben = quiet_token(alice), quiet_token(ben)
     homeserver.proxy.set_fault(Fault.CLOSE)
@@ -90,7 +90,7 @@ def test_kicked_and_sending_at_the_same_time(
     assert event_id not in follow(alice, since_alice, until=lambda f: True).seen(room)
     with pytest.raises(MatrixError, match="404"):
         alice.event(room, event_id)
-    bob.join(room, via=[homeserver.server_name])
+    join_via(bob, room, homeserver)
     assert_delivered(alice, room, event_id, since_alice)
     assert_delivered(ben, room, event_id, since_ben)
     assert remaining_ms(bob.event(room, event_id))
@@ -106,7 +106,7 @@ def test_unbanned_by_a_state_reset(
     bob.join(room)
     mike, ben = mixed_peer.register(), mixed_peer.register()
     for user in (mike, ben):
-        user.join(room, via=[homeserver.server_name])
+        join_via(user, room, homeserver)
         wait_until_joined(homeserver, room, user.user_id)
     (levels,) = [
         event["content"] for event in alice.state(room) if event["type"] == "m.room.power_levels"

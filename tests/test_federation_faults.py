@@ -11,6 +11,7 @@ from tests import debts
 from tests.conftest import GRACE_PERIOD, MakeHomeserver
 from tests.federation import (
     create_room,
+    join_via,
     receipts,
     stored,
     wait_until_joined,
@@ -59,7 +60,7 @@ def test_outage(
     """A server that was down has exactly the sticky events that it missed, each once."""
     room = create_room(alice)
     bob = mixed_peer.register()
-    bob.join(room, via=[homeserver.server_name])
+    join_via(bob, room, homeserver)
     (before,) = send_sticky(alice, room)
     since = follow_until_seen(bob, room, [before]).next_batch
     if also_killed == "both":
@@ -88,7 +89,7 @@ def test_connections_that_fail(
     """Whatever goes wrong on the way, it is tried again until the events are there."""
     room = create_room(alice)
     bob = mixed_peer.register()
-    bob.join(room, via=[homeserver.server_name])
+    join_via(bob, room, homeserver)
     (before,) = send_sticky(alice, room)
     since = follow_until_seen(bob, room, [before]).next_batch
     mixed_peer.proxy.set_fault(fault)
@@ -108,7 +109,7 @@ def test_one_failure_delays_nobody_else(
     """While one server hangs, another one that joins has everything within seconds."""
     room = create_room(alice)
     bob = mixed_peer.register()
-    bob.join(room, via=[homeserver.server_name])
+    join_via(bob, room, homeserver)
     mixed_peer.proxy.set_fault(Fault.HANG)
     missed = send_sticky(alice, room, 3)
     started = time.monotonic()
@@ -126,7 +127,7 @@ def test_killed_while_paying(homeserver: Homeserver, alice: Client, stock_peer: 
     room = create_room(alice)
     sticky = send_sticky(alice, room, 120)
     carol = stock_peer.register()
-    carol.join(room, via=[homeserver.server_name])
+    join_via(carol, room, homeserver)
     eventually(lambda: stored(stock_peer, room) & set(sticky), 20, "the first", interval_s=0.01)
     had = len(stored(stock_peer, room) & set(sticky))
     kill_senders(homeserver)
@@ -176,7 +177,7 @@ def test_what_another_server_fetched_counts(
     room = create_room(alice)
     bob, olga = mixed_peer.register(), own_peer.register()
     for joiner in (bob, olga):
-        joiner.join(room, via=[homeserver.server_name])
+        join_via(joiner, room, homeserver)
     for server in (homeserver, mixed_peer, own_peer):
         for user in (bob, olga):
             wait_until_joined(server, room, user.user_id)

@@ -61,11 +61,13 @@ class FaultyProxy:
             socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
         self._thread.join(5)
         self._listener.close()
-        self.set_fault(Fault.CLOSE)
+        self.set_fault(Fault.HANG)
 
     def set_fault(self, fault: Fault) -> None:
-        """From now on do this; connections from before are closed."""
+        """From now on do this; connections from before are closed, if that is a change."""
         with self._lock:
+            if fault is self._fault:
+                return
             self._fault = fault
             connections, self._open = self._open, set()
         for connection in connections:
