@@ -323,7 +323,10 @@ def test_pages_while_more_arrives(batches: list[list[Record]], limit: int) -> No
 def _due(group_sizes: list[int]) -> list[Due]:
     """As many events due at position 1, at 2, and so on."""
     return [
-        Due(position, StickyEvent(f"${position}-{n}", ROOMS[0], USERS[0], position, HOUR_MS, 1, True))
+        Due(
+            position,
+            StickyEvent(f"${position}-{n}", ROOMS[0], USERS[0], position, HOUR_MS, 1, True),
+        )
         for position, size in enumerate(group_sizes, start=1)
         for n in range(size)
     ]
