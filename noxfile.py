@@ -109,7 +109,8 @@ def _run_suite(session: nox.Session, synapse: str, arguments: list[str]) -> None
     _install(session, *_synapse(synapse, "postgres,redis"), *_group("test"), ".")
     # A federation has servers of different releases in it.
     peer = _python_with(session, NEWEST if synapse == OLDEST else OLDEST)
-    _pytest(session, "--peer-python", peer, *arguments)
+    # Tests wait for servers most of the time.
+    _pytest(session, "-n", "2", "--dist", "loadgroup", "--peer-python", peer, *arguments)
 
 
 def _synapse(version: str, extras: str = "") -> list[str]:

@@ -54,6 +54,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("deployment", chosen, indirect=True, scope="session")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one process do all tests of a deployment, where several processes run tests."""
+    for item in items:
+        callspec: Any = getattr(item, "callspec", None)
+        if callspec is not None and "deployment" in callspec.params:
+            item.add_marker(pytest.mark.xdist_group(callspec.params["deployment"]))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Note where the logs end before the test."""

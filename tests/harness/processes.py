@@ -45,7 +45,9 @@ for directory in directories:
 
 # Below the range the kernel picks ports for outgoing connections from, so that a port stays
 # free while the process that owns it is being restarted.
-_PORTS = range(12000, 30000)
+# The two or more processes that tests run in have a part of it each.
+_FIRST_PORT = 12000 + 2000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = range(_FIRST_PORT, _FIRST_PORT + 2000)
 
 _lock = threading.Lock()
 _ports_handed_out: set[int] = set()
