@@ -289,11 +289,12 @@ def test_a_kill_skips_nothing(history: list[Step]) -> None:
 def test_nothing_is_sent_twice_if_all_is_in_order_and_stored(history: list[Step]) -> None:
     # F1, F3: what was settled oldest first, and stored, is not owed after a kill either
     world = World()
-    for step in [*history, Notice()]:
+    for step in [*history, Notice(), Flush(limit=2, fails=False)]:
+        if isinstance(step, Flush):
+            # The row from before may count from a join that nobody knows of any more.
+            world.delete_expired()
         _do(world, step)
-    world.delete_expired()
     before = world.all_owed()
-    world.flush(limit=2, fails=False)
     world.kill()
     assert world.all_owed() == before
 
