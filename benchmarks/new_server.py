@@ -28,6 +28,7 @@ KEY: Final = "new_server"
 _USERS: Final = 10
 _EVENTS_PER_TRANSACTION: Final = 50
 _STOPPED_S: Final = 8
+_MIN_ROUNDS: Final = 2
 _POLL_S: Final = 0.1
 # Longer than any pause after which something is tried again.
 _PATIENCE_S: Final = 75
@@ -207,8 +208,13 @@ def _options() -> dict[str, Any]:
     return {"federation": True, "extra_config": _CONFIGURATION}
 
 
-def measure_new_server(directory: Path, rounds: int, events: int, progress: Progress) -> Section:
-    """Pay, send and drain in turns; then pay a server that is slow to join."""
+def measure_new_server(
+    directory: Path, rounds: int, events: int, budget_s: float, progress: Progress
+) -> Section:
+    """Pay, send and drain in turns; then pay a server that is slow to join.
+
+    No round begins after the budget, except for the first few.
+    """
     pair = _Pair(directory, events)
     try:
         progress.line(f"{KEY}: making rooms")
@@ -216,7 +222,10 @@ def measure_new_server(directory: Path, rounds: int, events: int, progress: Prog
         kinds = {_PAID: pair.pay, _SENT: pair.send, _QUEUED: pair.drain}
         measured: dict[str, list[Transfer]] = {kind: [] for kind in kinds}
         order = random.Random(KEY)
+        start = time.monotonic()
         for number in range(rounds):
+            if number >= _MIN_ROUNDS and time.monotonic() > start + budget_s:
+                break
             for kind in order.sample(list(kinds), len(kinds)):
                 transfer = kinds[kind]()
                 measured[kind].append(transfer)
