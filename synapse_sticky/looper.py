@@ -264,7 +264,7 @@ class Looper:
     def _start_payments(self) -> None:
         now_ts = self._now_ts()
         paying = sum(debtor.paying for debtor in self._debtors.values())
-        for server_name, debtor in self._debtors.items():
+        for server_name, debtor in list(self._debtors.items()):
             if paying >= self._max_servers:
                 return
             if not debtor.paying and debtor.next_ts <= now_ts:

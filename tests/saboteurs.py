@@ -82,3 +82,42 @@ class WithoutTokenSlot(_Saboteur):
 
         module: Any = types
         module.StreamToken = StreamToken
+
+
+class WithoutTurns(_Saboteur):
+    """Synapse's queue for a server cannot be told to go on."""
+
+    @staticmethod
+    def parse_config(config: Any) -> None:
+        from synapse.federation.sender.per_destination_queue import PerDestinationQueue
+
+        queue: Any = PerDestinationQueue
+        del queue.attempt_new_transaction
+
+
+class OtherTransactions(_Saboteur):
+    """What Synapse sends to servers goes another way."""
+
+    @staticmethod
+    def parse_config(config: Any) -> None:
+        from synapse.federation.sender.transaction_manager import TransactionManager
+
+        async def send_new_transaction(self: Any, destination: str, transaction: Any) -> None:
+            raise NotImplementedError
+
+        manager: Any = TransactionManager
+        manager.send_new_transaction = send_new_transaction
+
+
+class OtherVisibilityForServers(_Saboteur):
+    """Synapse's filter for what servers ask for takes something else."""
+
+    @staticmethod
+    def parse_config(config: Any) -> None:
+        from synapse import visibility
+
+        async def filter_events_for_server(storage: Any, events: Any) -> Any:
+            raise NotImplementedError
+
+        module: Any = visibility
+        module.filter_events_for_server = filter_events_for_server

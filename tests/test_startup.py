@@ -138,6 +138,12 @@ def test_synapse_that_is_newer_than_tested(make_homeserver: MakeHomeserver) -> N
             "visibility.filter_and_transform_events_for_client does not take always_include_ids",
         ),
         ("WithoutTokenSlot", "StreamToken.groups_key is not there"),
+        ("WithoutTurns", "PerDestinationQueue.attempt_new_transaction is not there"),
+        ("OtherTransactions", "TransactionManager.send_new_transaction does not take pdus"),
+        (
+            "OtherVisibilityForServers",
+            "visibility.filter_events_for_server does not take target_server_name",
+        ),
     ],
 )
 def test_seams_that_do_not_fit(
