@@ -6,6 +6,7 @@ import enum
 import attr
 
 from synapse_sticky.index import StickyEvent
+from synapse_sticky.ledger import Ledger
 from synapse_sticky.looper import Looper
 from synapse_sticky.reader import IndexReader
 from synapse_sticky.seams.federation import Federation
@@ -54,11 +55,13 @@ class Debts:
         store: StickyStore,
         reader: IndexReader,
         federation: Federation,
+        ledger: Ledger | None,
         looper: Looper | None,
     ) -> None:
         self._store = store
         self._reader = reader
         self._federation = federation
+        self._ledger = ledger
         self._looper = looper
 
     async def all(self) -> list[Debt]:
@@ -68,8 +71,8 @@ class Debts:
         debts = []
         for room_id in list(index.rooms):
             for server_name in await self._federation.servers_in_room(room_id):
-                if self._knows(server_name) and self._looper is not None:
-                    owed = self._looper.owed(server_name, room_id)
+                if self._ledger is not None and self._knows(server_name):
+                    owed = self._ledger.owed(server_name, room_id)
                 elif self._federation.is_other(server_name):
                     owed = list(stored.owed(index, server_name, room_id, now_ts))
                 else:
@@ -81,8 +84,8 @@ class Debts:
     def _knows(self, server_name: str) -> bool:
         """Whether this process knows better than what is stored."""
         return (
-            self._looper is not None
-            and self._looper.has_begun
+            self._ledger is not None
+            and self._ledger.has_begun
             and self._federation.sends_to(server_name)
         )
 
@@ -93,7 +96,7 @@ class Debts:
         reason = Reason.TRYING
         if retry_ts > now_ts:
             reason = Reason.BACKING_OFF
-        elif self._looper is not None and all(map(self._looper.is_fresh, owed)):
+        elif self._ledger is not None and all(map(self._ledger.is_fresh, owed)):
             reason = Reason.FRESH
         return Debt(
             server_name=server_name,

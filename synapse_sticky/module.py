@@ -13,6 +13,7 @@ from synapse_sticky.debts import Debt, Debts
 from synapse_sticky.delivery import Delivery
 from synapse_sticky.index import StickyIndex
 from synapse_sticky.indexer import Indexer
+from synapse_sticky.ledger import Ledger
 from synapse_sticky.looper import Looper
 from synapse_sticky.reader import IndexReader
 from synapse_sticky.rechecks import Rechecks
@@ -80,10 +81,13 @@ class StickyEventsModule:
         extremities.install(hs)
         reader.start(config)
 
-        looper = Looper(api, store, reader, federation, config) if federation.sends else None
-        if looper is not None:
-            looper.start()
-        self._debts = Debts(store, reader, federation, looper)
+        ledger: Ledger | None = None
+        looper: Looper | None = None
+        if federation.sends:
+            ledger = Ledger(store, reader, config.federation_grace_period_ms)
+            looper = Looper(api, reader, federation, ledger, config)
+            looper.start(config)
+        self._debts = Debts(store, reader, federation, ledger, looper)
 
         if api.should_run_background_tasks():
             check = CurrentStateCheck(hs)

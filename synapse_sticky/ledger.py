@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What the servers that this process sends to are owed, and what they have settled.
+
+Bookkeeping only: ``looper.py`` pays. Kept in memory; the watermarks are stored
+every few seconds. If what came since is lost in a kill, something is sent again.
+"""
+
+import heapq
+import logging
+from collections.abc import Callable, Collection, Iterator
+from typing import Final
+
+from synapse_sticky.index import EventChange, StickyEvent
+from synapse_sticky.reader import IndexReader
+from synapse_sticky.seams.federation import Accepted
+from synapse_sticky.staging import Staging
+from synapse_sticky.stickiness import MAX_DURATION_MS
+from synapse_sticky.storage.store import StickyStore
+from synapse_sticky.watermarks import Watermarks
+
+logger = logging.getLogger(__name__)
+
+_WATERMARKS_PER_WRITE: Final = 500
+
+
+class Ledger:
+    """Who has settled what, and which events are still left to Synapse's own queue."""
+
+    def __init__(self, store: StickyStore, reader: IndexReader, grace_period_ms: int) -> None:
+        self._store = store
+        self._reader = reader
+        self._now_ts = reader.now_ts
+        self._grace_period_ms = grace_period_ms
+        self._watermarks: Watermarks | None = None
+        # Settled before the watermarks were read.
+        self._early: list[tuple[str, str, list[str]]] = []
+        # Until when an event is left to Synapse's queue, and the same in order.
+        self._fresh: dict[str, int] = {}
+        self._fresh_by_ts: list[tuple[int, str, str]] = []
+        self._staging = Staging()
+        # By server and event: accepted, but perhaps thrown away. And until when to remember.
+        self._claimed: dict[tuple[str, str], int] = {}
+        # By server and room: joined, and not seen to have read anything since.
+        self._joining: set[tuple[str, str]] = set()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the watermarks are read: at first they are not."""
+        return self._watermarks is not None
+
+    async def begin(self, sends_to: Callable[[str], bool]) -> None:
+        """Reads the watermarks, and takes note of what is in the index already."""
+        rows = await self._store.get_watermarks(self._now_ts())
+        index, now_ts = self._reader.index, self._now_ts()
+        self._watermarks = Watermarks(row for row in rows if sends_to(row.server_name))
+        early, self._early = self._early, []
+        for server_name, room_id, event_ids in early:
+            self.settle(server_name, room_id, event_ids)
+        for room_id in index.rooms:
+            for event in index.owed_after(room_id, 0, now_ts):
+                if event.event_id not in self._fresh:
+                    self._leave_to_synapse(event.event_id, room_id, event.position)
+
+    # What is owed.
+
+    def owed(self, server_name: str, room_id: str) -> list[StickyEvent]:
+        """What a joined server is owed in a room, oldest first, fresh events included."""
+        if self._watermarks is None:
+            return []
+        now_ts = self._now_ts()
+        return list(self._watermarks.owed(self._reader.index, server_name, room_id, now_ts))
+
+    def due(self, server_name: str, room_id: str) -> Iterator[StickyEvent]:
+        """What is owed and not left to Synapse's queue, oldest first.
+
+        Synapse does not send what is from before the server's join.
+        """
+        join = self._reader.index.join(server_name, room_id)
+        for event in self.owed(server_name, room_id):
+            if (join is not None and event.position < join.position) or not self.is_fresh(event):
+                yield event
+
+    def is_fresh(self, event: StickyEvent) -> bool:
+        """Whether an event is still left to Synapse's queue."""
+        return self._fresh.get(event.event_id, 0) > self._now_ts()
+
+    def end_grace_periods(self) -> set[str]:
+        """The rooms in which an event is not fresh any more since this was last asked."""
+        now_ts, rooms = self._now_ts(), set()
+        while self._fresh_by_ts and self._fresh_by_ts[0][0] <= now_ts:
+            _, room_id, event_id = heapq.heappop(self._fresh_by_ts)
+            if self._fresh.get(event_id, 0) <= now_ts:
+                self._fresh.pop(event_id, None)
+                rooms.add(room_id)
+        return rooms
+
+    def _leave_to_synapse(self, event_id: str, room_id: str, position: int) -> None:
+        # A position is the time at which it was given, unless clocks went back.
+        until_ts = min(position, self._now_ts()) + self._grace_period_ms
+        self._fresh[event_id] = until_ts
+        heapq.heappush(self._fresh_by_ts, (until_ts, room_id, event_id))
+
+    # What happens.
+
+    def note_event(self, change: EventChange) -> None:
+        """The index has taken over this event."""
+        if not change.owed or change.position is None:
+            return
+        self._leave_to_synapse(change.event_id, change.room_id, change.position)
+        if self._watermarks is not None:
+            self._watermarks.advance(self._reader.index, change.room_id, self._now_ts())
+
+    def note_join(self, server_name: str, room_id: str) -> None:
+        """A server has joined a room."""
+        self._joining.add((server_name, room_id))
+
+    def note_accepted(self, server_name: str, accepted: Accepted) -> None:
+        """A server has accepted events from Synapse's own queue."""
+        now_ts, room_id, event_ids = self._now_ts(), accepted.room_id, accepted.event_ids
+        self._staging.add(server_name, room_id, len(event_ids), event_ids[-1], now_ts)
+        is_in_doubt = (server_name, room_id) in self._joining or self._staging.newest_unread(
+            server_name, room_id, now_ts
+        )
+        if is_in_doubt:
+            until_ts = now_ts + MAX_DURATION_MS
+            self._claimed.update(((server_name, e), until_ts) for e in accepted.sticky_ids)
+        else:
+            self.settle(server_name, room_id, accepted.sticky_ids)
+
+    def note_sent(self, server_name: str, room_id: str, event_ids: list[str]) -> None:
+        """A server has accepted events from us."""
+        newest_id, now_ts = event_ids[-1], self._now_ts()
+        self._staging.add(server_name, room_id, len(event_ids), newest_id, now_ts)
+
+    def note_read(self, server_name: str, room_id: str) -> None:
+        """A server has read all that it was sent."""
+        self._staging.has_read(server_name, room_id)
+
+    def newest_unread(self, server_name: str, room_id: str) -> str | None:
+        """The newest event of more than a server can be trusted to have read."""
+        return self._staging.newest_unread(server_name, room_id, self._now_ts())
+
+    def take_claimed(self, server_name: str, events: Collection[StickyEvent]) -> list[str]:
+        """Those of these events that a server says it took, and may have thrown away."""
+        keys = [(server_name, event.event_id) for event in events]
+        return [key[1] for key in keys if self._claimed.pop(key, None) is not None]
+
+    def is_joining(self, server_name: str, room_id: str) -> bool:
+        """Whether a server has joined, and was not seen to have read anything since."""
+        return (server_name, room_id) in self._joining
+
+    def note_joined(self, server_name: str, room_id: str) -> None:
+        """A server has read something since its join."""
+        self._joining.discard((server_name, room_id))
+
+    def settle(self, server_name: str, room_id: str, event_ids: Collection[str]) -> None:
+        """These events of a room are settled for a server, known to the index or not."""
+        if not event_ids:
+            return
+        if self._watermarks is None:
+            self._early.append((server_name, room_id, list(event_ids)))
+            return
+        index = self._reader.index
+        self._watermarks.settle(index, server_name, room_id, event_ids, self._now_ts())
+
+    async def store(self) -> None:
+        """Stores the watermarks that have moved, and forgets what is over."""
+        now_ts, index = self._now_ts(), self._reader.index
+        self._staging.expire(now_ts)
+        for key in [key for key, until_ts in self._claimed.items() if until_ts <= now_ts]:
+            del self._claimed[key]
+        self._joining = {key for key in self._joining if index.join(*key) is not None}
+        if self._watermarks is None:
+            return
+        self._watermarks.expire(now_ts)
+        while rows := self._watermarks.take_changed(_WATERMARKS_PER_WRITE):
+            try:
+                await self._store.store_watermarks(rows)
+            except Exception:
+                self._watermarks.put_back(rows)
+                logger.exception("Cannot store what servers have acknowledged; trying again")
+                return
