@@ -175,7 +175,7 @@ class Ledger:
         self._watermarks.expire(now_ts)
         while rows := self._watermarks.take_changed(_WATERMARKS_PER_WRITE):
             try:
-                await self._store.store_watermarks(rows)
+                await self._store.store_watermarks(rows, now_ts)
             except Exception:
                 self._watermarks.put_back(rows)
                 logger.exception("Cannot store what servers have acknowledged; trying again")

@@ -147,7 +147,18 @@ def test_servers_that_the_acl_denies(
 # P2
 @pytest.mark.parametrize(
     "room_id",
-    ["!unknown:elsewhere.example", "!unknown", "nonsense", "#a:b", "$x", "!", "", "%", "!ä"],
+    [
+        "!unknown:elsewhere.example",
+        "!unknown",
+        "nonsense",
+        "#a:b",
+        "$x",
+        "!",
+        "",
+        "%",
+        "!ä",
+        "!\0:a",
+    ],
 )
 def test_rooms_that_are_not_known(
     homeserver: Homeserver, remote: RemoteServer, room_id: str

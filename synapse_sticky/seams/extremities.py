@@ -63,6 +63,9 @@ class ExtremitiesServlet(BaseFederationServlet):
             SynapseError: 404 for a room unknown here, 403 if the asking server is
                 not in it or is denied by its ACL.
         """
+        if "\0" in room_id:
+            # PostgreSQL does not even take the question.
+            raise _unknown_room()
         try:
             await self._store.get_room_version_id(room_id)
         except NotFoundError:

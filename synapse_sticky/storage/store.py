@@ -282,8 +282,8 @@ class StickyStore:
 
         return await self._api.run_db_interaction("sticky_get_watermarks", get_watermarks_txn)
 
-    async def store_watermarks(self, rows: Iterable[WatermarkRow]) -> None:
-        """Stores watermarks. What is stored never goes back, but with a newer join."""
+    async def store_watermarks(self, rows: Iterable[WatermarkRow], now_ts: int) -> None:
+        """Stores watermarks. One never goes back, but with a newer join, or once it has expired."""
 
         def store_watermarks_txn(txn: LoggingTransaction) -> None:
             txn.execute_batch(
@@ -294,8 +294,8 @@ class StickyStore:
                 "settled_position = excluded.settled_position, expires_ts = excluded.expires_ts "
                 "WHERE w.joined_position < excluded.joined_position OR "
                 "(w.joined_position = excluded.joined_position "
-                "AND w.settled_position < excluded.settled_position)",
-                [attr.astuple(row) for row in rows],
+                "AND w.settled_position < excluded.settled_position) OR w.expires_ts <= ?",
+                [(*attr.astuple(row), now_ts) for row in rows],
             )
 
         await self._api.run_db_interaction("sticky_store_watermarks", store_watermarks_txn)
