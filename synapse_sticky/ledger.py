@@ -122,26 +122,29 @@ class Ledger:
             server_name, room_id, now_ts
         )
         if is_in_doubt:
-            until_ts = now_ts + MAX_DURATION_MS
-            self._claimed.update(((server_name, e), until_ts) for e in accepted.sticky_ids)
+            self.note_claimed(server_name, accepted.sticky_ids)
         else:
             self.settle(server_name, room_id, accepted.sticky_ids)
 
-    def note_sent(self, server_name: str, room_id: str, event_ids: list[str]) -> None:
-        """A server has accepted events from us."""
-        newest_id, now_ts = event_ids[-1], self._now_ts()
-        self._staging.add(server_name, room_id, len(event_ids), newest_id, now_ts)
+    def note_claimed(self, server_name: str, event_ids: Collection[str]) -> None:
+        """A server says that it took these events, and may have thrown them away."""
+        until_ts = self._now_ts() + MAX_DURATION_MS
+        self._claimed.update(((server_name, event_id), until_ts) for event_id in event_ids)
 
-    def note_read(self, server_name: str, room_id: str) -> None:
-        """A server has read all that it was sent."""
-        self._staging.has_read(server_name, room_id)
+    def note_sent(self, server_name: str, room_id: str, count: int, newest_id: str) -> None:
+        """A server has accepted events from us."""
+        self._staging.add(server_name, room_id, count, newest_id, self._now_ts())
+
+    def note_read(self, server_name: str, room_id: str, event_id: str) -> None:
+        """A server has read everything up to this event."""
+        self._staging.has_read(server_name, room_id, event_id)
 
     def newest_unread(self, server_name: str, room_id: str) -> str | None:
         """The newest event of more than a server can be trusted to have read."""
         return self._staging.newest_unread(server_name, room_id, self._now_ts())
 
     def take_claimed(self, server_name: str, events: Collection[StickyEvent]) -> list[str]:
-        """Those of these events that a server says it took, and may have thrown away."""
+        """Those of these events that were claimed; they are not any more."""
         keys = [(server_name, event.event_id) for event in events]
         return [key[1] for key in keys if self._claimed.pop(key, None) is not None]
 

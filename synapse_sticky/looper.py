@@ -8,7 +8,7 @@ transaction at a time to each server, and several servers at once.
 
 A server that took events has not read them yet: Synapse stages them, throws some
 away if too many are staged, and ignores all while its join is still under way. So
-after each transaction of ours we ask whether it has arrived, before the next one.
+after each transaction of ours we ask how much of it has arrived, before the next one.
 And of a server that was sent a lot by Synapse's queue, as after an outage, we ask
 for each sticky event whether it is there, once the server has read what it took.
 
@@ -26,12 +26,17 @@ from synapse_sticky.config import StickyEventsConfig
 from synapse_sticky.index import StickyEvent
 from synapse_sticky.ledger import Ledger
 from synapse_sticky.reader import IndexReader
-from synapse_sticky.seams.federation import Accepted, Answer, CannotReach, Federation
+from synapse_sticky.seams.federation import Accepted, CannotReach, Federation
 from synapse_sticky.storage.store import Changes
 
 logger = logging.getLogger(__name__)
 
 MAX_EVENTS_PER_TRANSACTION: Final = 50
+
+# How many events may be staged at the server when it is sent more of them.
+_MAX_STAGED: Final = 40
+# After that many we look anew what is owed, and whether the server is still in the room.
+_MAX_EVENTS_PER_VISIT: Final = 10 * MAX_EVENTS_PER_TRANSACTION
 
 _TICK_MS: Final = 500
 # How often something is tried that a server took but did not name in its answer
@@ -49,7 +54,7 @@ _JOIN_SETTLES_MS: Final = 10_000
 # How long to wait until a server has read what it took.
 _MAX_DIGESTION_MS: Final = 10_000
 _FIRST_LOOK_MS: Final = 20
-_LONGEST_LOOK_MS: Final = 1_000
+_LONGEST_LOOK_MS: Final = 160
 
 
 @attr.s(slots=True, auto_attribs=True)
@@ -237,7 +242,7 @@ class Looper:
             }
             payable = [event for event in due if event.event_id not in waiting]
             if payable:
-                return room_id, payable[:MAX_EVENTS_PER_TRANSACTION]
+                return room_id, payable[:_MAX_EVENTS_PER_VISIT]
             later_ts += waiting.values()
         if later_ts:
             debtor.next_ts = min(later_ts)
@@ -253,7 +258,7 @@ class Looper:
         return None
 
     async def _pay_in_room(self, debtor: _Debtor, room_id: str, due: list[StickyEvent]) -> bool:
-        """Sends one transaction, or finds out that it need not; whether to go on at once."""
+        """Sends what is due, or finds out that it need not; whether to go on at once."""
         server_name = debtor.server_name
         if self._federation.is_queue_sending(server_name):
             now_ts = self._now_ts()
@@ -267,27 +272,52 @@ class Looper:
         if claimed:
             await self._verify(server_name, room_id, claimed)
             return True
+        unread: list[StickyEvent] = []
+        for start in range(0, len(due), MAX_EVENTS_PER_TRANSACTION):
+            try:
+                accepted = await self._send(
+                    debtor, room_id, due[start : start + MAX_EVENTS_PER_TRANSACTION]
+                )
+            except CannotReach:
+                self._ledger.note_claimed(server_name, [event.event_id for event in unread])
+                raise
+            if not accepted:
+                break
+            # The next transaction must find room beside what is staged now.
+            unread += accepted
+            read, unread = unread[:-_MAX_STAGED], unread[-_MAX_STAGED:]
+            if read and not await self._arrive(debtor, room_id, read):
+                self._ledger.note_claimed(server_name, [event.event_id for event in unread])
+                return True
+        if unread:
+            await self._arrive(debtor, room_id, unread)
+        return True
+
+    async def _send(
+        self, debtor: _Debtor, room_id: str, due: list[StickyEvent]
+    ) -> list[StickyEvent]:
+        """Sends one transaction; what of it the server took."""
+        server_name = debtor.server_name
         events = await self._federation.to_send([event.event_id for event in due])
-        sent_ids = [event.event_id for event in events]
+        wanted_ids = {event.event_id for event in events}
         # Nobody is owed any more what was redacted, or is by somebody erased.
-        self._ledger.settle(server_name, room_id, {e.event_id for e in due}.difference(sent_ids))
+        gone = [event.event_id for event in due if event.event_id not in wanted_ids]
+        self._ledger.settle(server_name, room_id, gone)
         if not events:
-            return True
+            return []
         with self._federation.turn(server_name) as is_ours:
             if not is_ours:
-                return True
+                return []
             answer = await self._federation.send(server_name, events)
-        arrived = await self._arrived(
-            server_name, room_id, [e for e in sent_ids if e in answer.accepted]
-        )
-        self._ledger.settle(server_name, room_id, arrived)
-        for event in due:
-            if event.event_id in arrived:
-                debtor.tries.pop(event.event_id, None)
-                debtor.paid += 1
-                debtor.oldest_ts = min(debtor.oldest_ts or event.position, event.position)
-        self._note_failures(debtor, room_id, set(sent_ids).difference(arrived), answer)
-        return True
+        sent = [event for event in due if event.event_id in wanted_ids]
+        accepted = [event for event in sent if event.event_id in answer.accepted]
+        if accepted:
+            self._ledger.note_sent(server_name, room_id, len(accepted), accepted[-1].event_id)
+        refused = [event for event in sent if event.event_id in answer.refused]
+        self._note_failures(debtor, room_id, refused, "it refuses some of the events", refusal=1)
+        missing = [e for e in sent if e.event_id not in answer.accepted | answer.refused]
+        self._note_failures(debtor, room_id, missing, "it does not know the room yet")
+        return accepted
 
     async def _has_read(self, server_name: str, room_id: str) -> bool:
         """Waits, for a bounded time, until a server has read most of what it took."""
@@ -297,7 +327,7 @@ class Looper:
         until_ts = self._now_ts() + _MAX_DIGESTION_MS
         if not await self._has(server_name, newest_id, until_ts, (True,)):
             return False
-        self._ledger.note_read(server_name, room_id)
+        self._ledger.note_read(server_name, room_id, newest_id)
         return True
 
     async def _verify(self, server_name: str, room_id: str, claimed: Collection[str]) -> None:
@@ -308,26 +338,31 @@ class Looper:
                 self._ledger.settle(server_name, room_id, [event_id])
                 self._ledger.note_joined(server_name, room_id)
 
-    async def _arrived(
-        self, server_name: str, room_id: str, accepted: list[str]
-    ) -> Collection[str]:
-        """Those of the accepted events, in the order sent, that the server has now.
+    async def _arrive(self, debtor: _Debtor, room_id: str, accepted: list[StickyEvent]) -> bool:
+        """Waits until a server has what it took, in the order sent; whether it has all of it.
 
         It reads them in order. So if it has the last one it had its chance with all;
         and if it was not in the room yet at first, it does not have the first one.
         """
-        if not accepted:
-            return ()
-        self._ledger.note_sent(server_name, room_id, accepted)
+        server_name, arrived = debtor.server_name, accepted
+        first_id, last_id = accepted[0].event_id, accepted[-1].event_id
         until_ts = self._now_ts() + _MAX_DIGESTION_MS
-        if not await self._has(server_name, accepted[-1], until_ts, (True,)):
-            return ()
-        self._ledger.note_read(server_name, room_id)
-        if self._ledger.is_joining(server_name, room_id):
-            self._ledger.note_joined(server_name, room_id)
-            if not await self._has(server_name, accepted[0], until_ts, (True, False)):
-                return accepted[-1:]
-        return accepted
+        if not await self._has(server_name, last_id, until_ts, (True,)):
+            arrived = []
+        else:
+            self._ledger.note_read(server_name, room_id, last_id)
+            if self._ledger.is_joining(server_name, room_id):
+                self._ledger.note_joined(server_name, room_id)
+                if not await self._has(server_name, first_id, until_ts, (True, False)):
+                    arrived = accepted[-1:]
+        self._ledger.settle(server_name, room_id, [event.event_id for event in arrived])
+        for event in arrived:
+            debtor.tries.pop(event.event_id, None)
+            debtor.paid += 1
+            debtor.oldest_ts = min(debtor.oldest_ts or event.position, event.position)
+        lost = [event for event in accepted if event not in arrived]
+        self._note_failures(debtor, room_id, lost, "it took the events and does not have them")
+        return not lost
 
     async def _has(
         self, server_name: str, event_id: str, until_ts: int, final: Collection[bool | None]
@@ -342,25 +377,28 @@ class Looper:
         return bool(answer)
 
     def _note_failures(
-        self, debtor: _Debtor, room_id: str, event_ids: Collection[str], answer: Answer
+        self,
+        debtor: _Debtor,
+        room_id: str,
+        events: Collection[StickyEvent],
+        obstacle: str,
+        refusal: int = 0,
     ) -> None:
+        """These are tried again after a pause, or given up if they were tried often enough."""
+        if not events:
+            return
+        debtor.obstacle = obstacle
         now_ts, server_name = self._now_ts(), debtor.server_name
         has_just_joined = self._reader.index.join(server_name, room_id) is not None
         max_tries = _MAX_TRIES_AFTER_JOIN if has_just_joined else _MAX_TRIES
         given_up = []
-        for event_id in event_ids:
-            if event_id in answer.refused:
-                debtor.obstacle = "it refuses some of the events"
-            elif event_id in answer.accepted:
-                debtor.obstacle = "it took the events and does not have them"
-            else:
-                debtor.obstacle = "it does not know the room yet"
-            tries = debtor.tries.setdefault(event_id, _Tries())
+        for event in events:
+            tries = debtor.tries.setdefault(event.event_id, _Tries())
             tries.count += 1
-            tries.refusals += event_id in answer.refused
+            tries.refusals += refusal
             if tries.count >= max_tries or tries.refusals >= _MAX_REFUSALS:
-                given_up.append(event_id)
-                del debtor.tries[event_id]
+                given_up.append(event.event_id)
+                del debtor.tries[event.event_id]
             else:
                 pause_ms = min(_FIRST_PAUSE_MS << (tries.count - 1), _LONGEST_PAUSE_MS)
                 tries.next_ts = now_ts + pause_ms
@@ -371,5 +409,5 @@ class Looper:
                 server_name,
                 len(given_up),
                 room_id,
-                debtor.obstacle,
+                obstacle,
             )

@@ -45,9 +45,11 @@ class Staging:
         room = self._rooms.get((server_name, room_id))
         return room.newest_id if room is not None and room.left(now_ts) > _BELIEVED else None
 
-    def has_read(self, server_name: str, room_id: str) -> None:
-        """The server has read everything of this room."""
-        self._rooms.pop((server_name, room_id), None)
+    def has_read(self, server_name: str, room_id: str, event_id: str) -> None:
+        """The server has read everything of this room up to this event."""
+        room = self._rooms.get((server_name, room_id))
+        if room is not None and room.newest_id == event_id:
+            del self._rooms[server_name, room_id]
 
     def expire(self, now_ts: int) -> None:
         """Forgets what must have been read."""

@@ -54,5 +54,7 @@ def test_doubt_ends() -> None:
     staging.expire(NOW_TS + 60_000)
     assert not staging._rooms
     staging.add(SERVER, ROOM, 200, "$b", NOW_TS)
-    staging.has_read(SERVER, ROOM)
+    staging.has_read(SERVER, ROOM, "$a")
+    assert staging.newest_unread(SERVER, ROOM, NOW_TS) == "$b"
+    staging.has_read(SERVER, ROOM, "$b")
     assert staging.newest_unread(SERVER, ROOM, NOW_TS) is None
