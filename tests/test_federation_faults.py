@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -193,22 +194,15 @@ def test_what_another_server_fetched_counts(
     assert {e["event_id"] for e in sticky_in(alice.sync(filter=NO_TIMELINE), room)} == {event_id}
 
 
-# F1, F5
-def test_who_is_owed_what(make_homeserver: MakeHomeserver, remote: RemoteServer) -> None:
-    """For each server: what it is owed, why it is not paid yet, and in the log when it was."""
-    homeserver = make_homeserver(
-        "sqlite",
-        federation=True,
-        module=False,
-        extra_config={
-            "modules": [
-                {
-                    "module": "debts.ModuleThatShowsDebts",
-                    "config": {"federation_grace_period": GRACE_PERIOD},
-                }
-            ]
-        },
-    )
+def showing_debts(homeserver: Homeserver) -> Callable[[], list[dict[str, Any]]]:
+    """Starts a homeserver whose module shows who is owed what; and how to ask it."""
+    modules = [
+        {
+            "module": "debts.ModuleThatShowsDebts",
+            "config": {"federation_grace_period": GRACE_PERIOD, "poll_interval": "1s"},
+        }
+    ]
+    homeserver.reconfigure(module=False, extra_config={"modules": modules})
     homeserver.directory.mkdir(exist_ok=True)
     shutil.copy(Path(debts.__file__), homeserver.directory)
     homeserver.start()
@@ -217,10 +211,17 @@ def test_who_is_owed_what(make_homeserver: MakeHomeserver, remote: RemoteServer)
         answer: list[dict[str, Any]] = homeserver.http.get(homeserver.main_url + debts.PATH).json()
         return answer
 
+    return owed
+
+
+# F1, F5
+def test_who_is_owed_what(make_homeserver: MakeHomeserver, remote: RemoteServer) -> None:
+    """For each server: what it is owed, why it is not paid yet, and in the log when it was."""
+    homeserver = make_homeserver("sqlite", federation=True)
+    owed = showing_debts(homeserver)
     alice = homeserver.register()
     room = create_room(alice)
     remote.join(homeserver, room, "carol")
-    remote.judge = lambda event: {}
     (first,) = send_sticky(alice, room)
     wait_until_received(remote, [first])
     eventually(lambda: owed() == [], what="nothing owed")
@@ -241,3 +242,25 @@ def test_who_is_owed_what(make_homeserver: MakeHomeserver, remote: RemoteServer)
     eventually(lambda: owed() == [], what="nothing owed")
     log = homeserver.log()
     assert f"{remote.server_name} has caught up with sticky events" in log
+
+
+# F1
+def test_who_is_owed_what_by_another_process(
+    make_homeserver: MakeHomeserver, remote: RemoteServer
+) -> None:
+    """The main process answers for the workers that send, from what they have stored."""
+    homeserver = make_homeserver("workers", federation=True)
+    owed = showing_debts(homeserver)
+    alice = homeserver.register()
+    room = create_room(alice)
+    remote.join(homeserver, room, "carol")
+    (first,) = send_sticky(alice, room)
+    wait_until_received(remote, [first])
+    eventually(lambda: owed() == [], what="nothing owed")
+    remote.online = False
+    sent = send_sticky(alice, room, 2)
+    eventually(lambda: [debt["event_ids"] for debt in owed()] == [sent], what="the debt")
+    eventually(lambda: owed()[0]["reason"] == "backing_off", 30, "Synapse backing off")
+    remote.online = True
+    wait_until_received(remote, sent)
+    eventually(lambda: owed() == [], 20, "nothing owed")

@@ -261,7 +261,7 @@ class Federation:
 
         Args:
             matters: whether plain events of a room matter too.
-            callback: takes the server's name. Must not raise.
+            callback: takes the server's name.
         """
         manager = self._sender._transaction_manager
         transport = manager._transport_layer
@@ -273,9 +273,10 @@ class Federation:
         async def note_events(
             destination: str, pdus: list[EventBase], edus: Any, *args: Any, **kwargs: Any
         ) -> None:
-            mattering = [e for e in pdus if matters(e.room_id) or has_stickiness(e)]
-            if mattering:
-                in_flight[destination] = mattering
+            with _harmless():
+                mattering = [e for e in pdus if matters(e.room_id) or has_stickiness(e)]
+                if mattering:
+                    in_flight[destination] = mattering
             try:
                 await send_new_transaction(destination, pdus, edus, *args, **kwargs)
             finally:
@@ -285,34 +286,45 @@ class Federation:
             response: JsonDict = await send_transaction(transaction, *args, **kwargs)
             events = in_flight.pop(transaction.destination, None)
             if events:
-                accepted_ids = Answer.of(response).accepted
-                by_room: dict[str, Accepted] = {}
-                for event in events:
-                    if event.event_id in accepted_ids:
-                        room_id = event.room_id
-                        accepted = by_room.setdefault(room_id, Accepted(room_id))
-                        accepted.event_ids.append(event.event_id)
-                        if has_stickiness(event):
-                            accepted.sticky_ids.append(event.event_id)
-                if by_room:
-                    callback(transaction.destination, by_room.values())
+                with _harmless():
+                    callback(transaction.destination, _accepted(events, Answer.of(response)))
             return response
 
         manager.send_new_transaction = note_events
         transport.send_transaction = note_answer
 
     def on_back(self, callback: Callable[[str], None]) -> None:
-        """Calls back with the name of a server that seems to be back.
-
-        The callback must not raise.
-        """
+        """Calls back with the name of a server that seems to be back."""
         wake_destination = self._sender.wake_destination
 
         def wake(destination: str) -> None:
             wake_destination(destination)
-            callback(destination)
+            with _harmless():
+                callback(destination)
 
         self._sender.wake_destination = wake
+
+
+def _accepted(events: Iterable[EventBase], answer: Answer) -> Collection[Accepted]:
+    by_room: dict[str, Accepted] = {}
+    for event in events:
+        if event.event_id in answer.accepted:
+            accepted = by_room.setdefault(event.room_id, Accepted(event.room_id))
+            accepted.event_ids.append(event.event_id)
+            if has_stickiness(event):
+                accepted.sticky_ids.append(event.event_id)
+    return by_room.values()
+
+
+@contextmanager
+def _harmless() -> Iterator[None]:
+    """Whatever goes wrong with us does not keep Synapse from sending."""
+    try:
+        yield
+    except Exception:
+        logger.exception(
+            "Cannot take note of what servers have; they are sent sticky events once more"
+        )
 
 
 @contextmanager
