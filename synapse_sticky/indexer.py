@@ -99,8 +99,8 @@ class Indexer:
         """
         if self._ordinary is not None and len(self._ordinary) < _STEP:
             self._ordinary.update(ordinary)
-        if has_sticky:
-            self.run_now()
+        if has_sticky and not self._scheduled and not self._running:
+            self._run_after(self._last_run_ts + _MIN_INTERVAL_MS - self._now_ts())
 
     def on_stream_change(self) -> None:
         """A stream may have moved. Never raises, and is cheap when it did not."""
@@ -110,6 +110,9 @@ class Indexer:
         if self._ordinary is not None:
             # Nearly always we are told in a moment that there is nothing to do.
             wait_ms = max(wait_ms, _MIN_INTERVAL_MS)
+        self._run_after(wait_ms)
+
+    def _run_after(self, wait_ms: int) -> None:
         if wait_ms <= 0:
             self.run_now()
         else:
@@ -192,6 +195,10 @@ class Indexer:
             await self._rechecks.watch(held)
             self._read, self._last_position = progress
             self._stored_events_bound = self._read.events
+            # Their state may have changed just before we ended.
+            passing = await self._rechecks.passing(held)
+            if passing:
+                await self._record([], [], passing, self._read, self._last_position)
         for bounds in in_steps(self._read, written, _STEP):
             await self._read_up_to(bounds)
 
@@ -227,7 +234,14 @@ class Indexer:
             if self._api.is_mine(join.member):
                 if join.room_id in index.rooms or join.room_id in fresh_rooms:
                     local.append(join)
-            elif join.room_id in fresh_rooms or any(index.owed_after(join.room_id, 0, now_ts)):
+            elif join.is_new and (
+                any(index.owed_after(join.room_id, 0, now_ts))
+                or any(
+                    candidate.room_id == join.room_id
+                    and candidate.stream_ordering < join.stream_ordering
+                    for candidate in fresh
+                )
+            ):
                 remote.append(join)
         return local + await self._store.find_server_joins(remote, get_domain_from_id)
 

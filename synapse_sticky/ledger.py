@@ -14,13 +14,15 @@ from synapse_sticky.index import EventChange, StickyEvent
 from synapse_sticky.reader import IndexReader
 from synapse_sticky.seams.federation import Accepted
 from synapse_sticky.staging import Staging
-from synapse_sticky.stickiness import MAX_DURATION_MS
 from synapse_sticky.storage.store import StickyStore
 from synapse_sticky.watermarks import Watermarks
 
 logger = logging.getLogger(__name__)
 
 _WATERMARKS_PER_WRITE: Final = 500
+# How long an event is left to Synapse at most that Synapse has not come to yet.
+_MAX_LAG_MS: Final = 300_000
+_LAG_LOOK_MS: Final = 1_000
 
 
 class Ledger:
@@ -38,9 +40,7 @@ class Ledger:
         self._fresh: dict[str, int] = {}
         self._fresh_by_ts: list[tuple[int, str, str]] = []
         self._staging = Staging()
-        # By server and event: accepted, but perhaps thrown away. And until when to remember.
-        self._claimed: dict[tuple[str, str], int] = {}
-        # By server and room: joined, and not seen to have read anything since.
+        # By server and room: joined, and perhaps not ready yet.
         self._joining: set[tuple[str, str]] = set()
 
     @property
@@ -73,10 +73,14 @@ class Ledger:
     def due(self, server_name: str, room_id: str) -> Iterator[StickyEvent]:
         """What is owed and not left to Synapse's queue, oldest first.
 
-        Synapse does not send what is from before the server's join.
+        Synapse does not send what is from before the server's join. To be used up
+        before anything else happens.
         """
-        join = self._reader.index.join(server_name, room_id)
-        for event in self.owed(server_name, room_id):
+        index = self._reader.index
+        join = index.join(server_name, room_id)
+        if self._watermarks is None:
+            return
+        for event in self._watermarks.owed(index, server_name, room_id, self._now_ts()):
             if (join is not None and event.position < join.position) or not self.is_fresh(event):
                 yield event
 
@@ -84,12 +88,32 @@ class Ledger:
         """Whether an event is still left to Synapse's queue."""
         return self._fresh.get(event.event_id, 0) > self._now_ts()
 
-    def end_grace_periods(self) -> set[str]:
-        """The rooms in which an event is not fresh any more since this was last asked."""
-        now_ts, rooms = self._now_ts(), set()
-        while self._fresh_by_ts and self._fresh_by_ts[0][0] <= now_ts:
+    @property
+    def has_grace_period_ended(self) -> bool:
+        """Whether there is anything for :meth:`end_grace_periods`."""
+        return bool(self._fresh_by_ts) and self._fresh_by_ts[0][0] <= self._now_ts()
+
+    def end_grace_periods(self, synapse_at: int) -> set[str]:
+        """The rooms in which an event is not fresh any more since this was last asked.
+
+        Args:
+            synapse_at: the stream ordering up to which Synapse has put events into its
+                queues. What lies beyond stays fresh for some minutes.
+        """
+        now_ts, rooms, index = self._now_ts(), set(), self._reader.index
+        while self.has_grace_period_ended:
             _, room_id, event_id = heapq.heappop(self._fresh_by_ts)
-            if self._fresh.get(event_id, 0) <= now_ts:
+            if self._fresh.get(event_id, 0) > now_ts:
+                continue
+            event = index.get(event_id)
+            if (
+                event is not None
+                and event.stream_ordering > synapse_at
+                and event.position + self._grace_period_ms + _MAX_LAG_MS > now_ts
+            ):
+                self._fresh[event_id] = now_ts + _LAG_LOOK_MS
+                heapq.heappush(self._fresh_by_ts, (now_ts + _LAG_LOOK_MS, room_id, event_id))
+            else:
                 self._fresh.pop(event_id, None)
                 rooms.add(room_id)
         return rooms
@@ -115,45 +139,39 @@ class Ledger:
         self._joining.add((server_name, room_id))
 
     def note_accepted(self, server_name: str, accepted: Accepted) -> None:
-        """A server has accepted events from Synapse's own queue."""
-        now_ts, room_id, event_ids = self._now_ts(), accepted.room_id, accepted.event_ids
-        self._staging.add(server_name, room_id, len(event_ids), event_ids[-1], now_ts)
-        is_in_doubt = (server_name, room_id) in self._joining or self._staging.newest_unread(
-            server_name, room_id, now_ts
-        )
-        if is_in_doubt:
-            self.note_claimed(server_name, accepted.sticky_ids)
-        else:
+        """A server has accepted events from Synapse's own queue.
+
+        If it may throw them away, they are owed all the same.
+        """
+        room_id, event_ids = accepted.room_id, accepted.event_ids
+        self.note_sent(server_name, room_id, len(event_ids), event_ids[-1])
+        if not self.is_joining(server_name, room_id) and not self.newest_unread(
+            server_name, room_id
+        ):
             self.settle(server_name, room_id, accepted.sticky_ids)
 
-    def note_claimed(self, server_name: str, event_ids: Collection[str]) -> None:
-        """A server says that it took these events, and may have thrown them away."""
-        until_ts = self._now_ts() + MAX_DURATION_MS
-        self._claimed.update(((server_name, event_id), until_ts) for event_id in event_ids)
-
     def note_sent(self, server_name: str, room_id: str, count: int, newest_id: str) -> None:
-        """A server has accepted events from us."""
+        """A server has accepted that many events, the last of which is this one."""
         self._staging.add(server_name, room_id, count, newest_id, self._now_ts())
 
     def note_read(self, server_name: str, room_id: str, event_id: str) -> None:
         """A server has read everything up to this event."""
-        self._staging.has_read(server_name, room_id, event_id)
+        self._staging.has_read(server_name, room_id, event_id, self._now_ts())
 
     def newest_unread(self, server_name: str, room_id: str) -> str | None:
         """The newest event of more than a server can be trusted to have read."""
         return self._staging.newest_unread(server_name, room_id, self._now_ts())
 
-    def take_claimed(self, server_name: str, events: Collection[StickyEvent]) -> list[str]:
-        """Those of these events that were claimed; they are not any more."""
-        keys = [(server_name, event.event_id) for event in events]
-        return [key[1] for key in keys if self._claimed.pop(key, None) is not None]
+    def note_asked(self, server_name: str, room_id: str) -> None:
+        """A server is asked now whether it has read the newest event."""
+        self._staging.ask(server_name, room_id, self._now_ts())
 
     def is_joining(self, server_name: str, room_id: str) -> bool:
-        """Whether a server has joined, and was not seen to have read anything since."""
+        """Whether a server has joined, and may not be ready for events yet."""
         return (server_name, room_id) in self._joining
 
     def note_joined(self, server_name: str, room_id: str) -> None:
-        """A server has read something since its join."""
+        """A server is ready for events since its join."""
         self._joining.discard((server_name, room_id))
 
     def settle(self, server_name: str, room_id: str, event_ids: Collection[str]) -> None:
@@ -170,8 +188,6 @@ class Ledger:
         """Stores the watermarks that have moved, and forgets what is over."""
         now_ts, index = self._now_ts(), self._reader.index
         self._staging.expire(now_ts)
-        for key in [key for key, until_ts in self._claimed.items() if until_ts <= now_ts]:
-            del self._claimed[key]
         self._joining = {key for key in self._joining if index.join(*key) is not None}
         if self._watermarks is None:
             return

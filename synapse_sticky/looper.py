@@ -6,11 +6,13 @@ has not acknowledged then, and all that one is owed which has just joined, is se
 by us: one room at a time, oldest first, at most 50 events in a transaction, one
 transaction at a time to each server, and several servers at once.
 
-A server that took events has not read them yet: Synapse stages them, throws some
+A server that took events has not read them yet: Synapse stages them, throws most
 away if too many are staged, and ignores all while its join is still under way. So
-after each transaction of ours we ask how much of it has arrived, before the next one.
-And of a server that was sent a lot by Synapse's queue, as after an outage, we ask
-for each sticky event whether it is there, once the server has read what it took.
+after a join we wait until the server is ready, and after each transaction of ours we
+ask how much of it has arrived, before the next one. And if Synapse's queue has sent a
+server a lot at once, as after an outage, we wait until that is read, and send what is
+sticky of it again. That is not the same as asking for each event: the server may have
+fetched one as a mere outlier, and says that it has it.
 
 Cost follows what is owed. Where nothing is owed, nothing is looked at.
 """
@@ -39,20 +41,24 @@ _MAX_STAGED: Final = 40
 _MAX_EVENTS_PER_VISIT: Final = 10 * MAX_EVENTS_PER_TRANSACTION
 
 _TICK_MS: Final = 500
+# How often Synapse's queue is let go first that does not get rid of what it has.
+_MAX_REMINDERS: Final = 60
 # How often something is tried that a server took but did not name in its answer
 # (it does not know the room yet), or took and does not have afterwards.
 _MAX_TRIES: Final = 6
-# The same for a server that has just joined: joining a large room may take minutes.
-_MAX_TRIES_AFTER_JOIN: Final = 20
+# How often a server is asked whether its join is finished, for ten seconds each time:
+# joining a large room may take minutes. Then it is sent the events all the same.
+_MAX_JOIN_LOOKS: Final = 60
 # How often something is tried that a server refused: Synapse reports passing faults
 # so too.
 _MAX_REFUSALS: Final = 4
 _FIRST_PAUSE_MS: Final = 1_000
 _LONGEST_PAUSE_MS: Final = 60_000
 # How long it may take this process to learn who is in the room, after a join was noticed.
-_JOIN_SETTLES_MS: Final = 10_000
+_JOIN_SETTLES_MS: Final = 300_000
 # How long to wait until a server has read what it took.
 _MAX_DIGESTION_MS: Final = 10_000
+_UNTOLD_PAUSE_MS: Final = 2_000
 _FIRST_LOOK_MS: Final = 20
 _LONGEST_LOOK_MS: Final = 160
 
@@ -72,6 +78,8 @@ class _Debtor:
         rooms: in which it may be; used as a set in order.
         next_ts: not to be tried before.
         obstacle: why the last try came to nothing.
+        wakes: how often there was a reason to try at once.
+        reminders: how often in a row Synapse's queue was asked to go first.
         tries: of events that were sent in vain.
     """
 
@@ -79,6 +87,8 @@ class _Debtor:
     rooms: dict[str, None] = attr.Factory(dict)
     next_ts: int = 0
     paying: bool = False
+    wakes: int = 0
+    reminders: int = 0
     obstacle: str = ""
     tries: dict[str, _Tries] = attr.Factory(dict)
     # For the log.
@@ -89,6 +99,11 @@ class _Debtor:
         """To be tried again then."""
         self.next_ts = at_ts
         self.obstacle = obstacle
+
+    def wake(self) -> None:
+        """To be tried at once, also if a try is under way that will fail."""
+        self.wakes += 1
+        self.next_ts = 0
 
 
 class Looper:
@@ -115,7 +130,7 @@ class Looper:
     def start(self, config: StickyEventsConfig) -> None:
         """Begins to follow what is owed."""
         self._reader.on_changes = self.on_changes
-        self._federation.on_accepted(self._reader.has_events_in, self.on_accepted)
+        self._federation.on_accepted(self.on_accepted)
         self._federation.on_back(self.on_back)
         for work, interval_ms in (
             (self._tick, _TICK_MS),
@@ -139,7 +154,7 @@ class Looper:
                 debtor = self._owe(join.member, join.room_id)
                 # What it did not want before it may want now.
                 debtor.tries.clear()
-                debtor.next_ts = 0
+                debtor.wake()
         if has_joined:
             self._api.run_as_background_process("sticky_pay", self._tick)
 
@@ -153,7 +168,7 @@ class Looper:
         """A server seems to be back."""
         debtor = self._debtors.get(server_name)
         if debtor is not None:
-            debtor.next_ts = 0
+            debtor.wake()
 
     def obstacle(self, server_name: str) -> str:
         """Why a server that is owed something was not paid; empty if it was not tried."""
@@ -169,9 +184,11 @@ class Looper:
         try:
             if not self._ledger.has_begun:
                 await self._ledger.begin(self._federation.sends_to)
-            self._rooms_to_look_into |= self._ledger.end_grace_periods()
-            while self._rooms_to_look_into:
-                await self._look_into(next(iter(self._rooms_to_look_into)))
+            if self._ledger.has_grace_period_ended:
+                synapse_at = await self._federation.queued_up_to()
+                self._rooms_to_look_into |= self._ledger.end_grace_periods(synapse_at)
+            for room_id in list(self._rooms_to_look_into):
+                await self._look_into(room_id)
             self._start_payments()
         except Exception:
             logger.exception("Cannot look for servers that are owed sticky events; trying again")
@@ -180,7 +197,11 @@ class Looper:
 
     async def _look_into(self, room_id: str) -> None:
         """Finds the servers that are owed something in a room."""
-        server_names = await self._federation.servers_in_room(room_id)
+        try:
+            server_names = await self._federation.servers_in_room(room_id)
+        except Exception:
+            logger.exception("Cannot find out who is in room %s; trying again", room_id)
+            return
         self._rooms_to_look_into.discard(room_id)
         for server_name in server_names:
             if self._federation.sends_to(server_name) and any(
@@ -190,7 +211,10 @@ class Looper:
 
     def _owe(self, server_name: str, room_id: str) -> _Debtor:
         debtor = self._debtors.setdefault(server_name, _Debtor(server_name))
-        debtor.rooms[room_id] = None
+        if room_id not in debtor.rooms:
+            debtor.rooms[room_id] = None
+            # What it waits for in other rooms is no reason to wait in this one.
+            debtor.next_ts = min(debtor.next_ts, self._now_ts() + _FIRST_PAUSE_MS)
         return debtor
 
     def _start_payments(self) -> None:
@@ -207,12 +231,15 @@ class Looper:
     # Paying one server.
 
     async def _pay(self, debtor: _Debtor) -> None:
+        wakes = debtor.wakes
         try:
             while payment := await self._next_payment(debtor):
                 if not await self._pay_in_room(debtor, *payment):
                     break
         except CannotReach as error:
-            retry_ts = max(error.retry_ts or 0, self._now_ts() + _FIRST_PAUSE_MS)
+            retry_ts = self._now_ts() + _FIRST_PAUSE_MS
+            if debtor.wakes == wakes:
+                retry_ts = max(error.retry_ts or 0, retry_ts)
             debtor.come_back(retry_ts, str(error))
         except Exception:
             logger.exception("Cannot send sticky events to %s; trying again", debtor.server_name)
@@ -229,7 +256,7 @@ class Looper:
             if due and server_name not in await self._federation.servers_in_room(room_id):
                 join = self._reader.index.join(server_name, room_id)
                 if join is not None and join.position + _JOIN_SETTLES_MS > now_ts:
-                    later_ts.append(now_ts + _TICK_MS)
+                    later_ts.append(now_ts + _FIRST_PAUSE_MS)
                     continue
                 due = []
             if not due:
@@ -260,7 +287,10 @@ class Looper:
     async def _pay_in_room(self, debtor: _Debtor, room_id: str, due: list[StickyEvent]) -> bool:
         """Sends what is due, or finds out that it need not; whether to go on at once."""
         server_name = debtor.server_name
-        if self._federation.is_queue_sending(server_name):
+        retry_ts = await self._federation.backing_off_until_ts(server_name)
+        if retry_ts > self._now_ts():
+            raise CannotReach("Synapse is backing off from it", retry_ts)
+        if self._federation.is_queue_sending(server_name) or self._remind_queue(debtor):
             now_ts = self._now_ts()
             debtor.come_back(now_ts + _TICK_MS, "Synapse's own queue is sending to it")
             return False
@@ -268,29 +298,34 @@ class Looper:
             now_ts = self._now_ts()
             debtor.come_back(now_ts + _FIRST_PAUSE_MS, "it has not read yet what it was sent")
             return False
-        claimed = self._ledger.take_claimed(server_name, due)
-        if claimed:
-            await self._verify(server_name, room_id, claimed)
-            return True
+        if self._ledger.is_joining(server_name, room_id) and not await self._is_ready(
+            debtor, room_id
+        ):
+            return False
         unread: list[StickyEvent] = []
         for start in range(0, len(due), MAX_EVENTS_PER_TRANSACTION):
-            try:
-                accepted = await self._send(
-                    debtor, room_id, due[start : start + MAX_EVENTS_PER_TRANSACTION]
-                )
-            except CannotReach:
-                self._ledger.note_claimed(server_name, [event.event_id for event in unread])
-                raise
+            accepted = await self._send(
+                debtor, room_id, due[start : start + MAX_EVENTS_PER_TRANSACTION]
+            )
             if not accepted:
                 break
             # The next transaction must find room beside what is staged now.
             unread += accepted
             read, unread = unread[:-_MAX_STAGED], unread[-_MAX_STAGED:]
             if read and not await self._arrive(debtor, room_id, read):
-                self._ledger.note_claimed(server_name, [event.event_id for event in unread])
                 return True
         if unread:
             await self._arrive(debtor, room_id, unread)
+        return True
+
+    def _remind_queue(self, debtor: _Debtor) -> bool:
+        """Whether Synapse's queue is to go first; not for ever, if it gets nowhere."""
+        debtor.reminders += 1
+        if debtor.reminders > _MAX_REMINDERS or not self._federation.remind_queue(
+            debtor.server_name
+        ):
+            debtor.reminders = 0
+            return False
         return True
 
     async def _send(
@@ -324,57 +359,65 @@ class Looper:
         newest_id = self._ledger.newest_unread(server_name, room_id)
         if newest_id is None:
             return True
-        until_ts = self._now_ts() + _MAX_DIGESTION_MS
-        if not await self._has(server_name, newest_id, until_ts, (True,)):
+        self._ledger.note_asked(server_name, room_id)
+        if not await self._has(server_name, newest_id):
             return False
         self._ledger.note_read(server_name, room_id, newest_id)
         return True
 
-    async def _verify(self, server_name: str, room_id: str, claimed: Collection[str]) -> None:
-        """Asks for each of these events whether a server has kept it."""
-        until_ts = self._now_ts() + _MAX_DIGESTION_MS
-        for event_id in claimed:
-            if await self._has(server_name, event_id, until_ts, (True, False)):
-                self._ledger.settle(server_name, room_id, [event_id])
-                self._ledger.note_joined(server_name, room_id)
+    async def _is_ready(self, debtor: _Debtor, room_id: str) -> bool:
+        """Waits, for a bounded time, until a server has finished its join.
+
+        Until then it does not tell us even of the room's first event, for it does not
+        know that we are in the room.
+        """
+        server_name = debtor.server_name
+        first_id = await self._federation.first_event_id(room_id)
+        if first_id is not None and not await self._has(server_name, first_id):
+            tries = debtor.tries.setdefault(room_id, _Tries())
+            tries.count += 1
+            if tries.count < _MAX_JOIN_LOOKS:
+                now_ts = self._now_ts()
+                debtor.come_back(now_ts + _FIRST_PAUSE_MS, "its join is not finished yet")
+                return False
+        debtor.tries.pop(room_id, None)
+        self._ledger.note_joined(server_name, room_id)
+        return True
 
     async def _arrive(self, debtor: _Debtor, room_id: str, accepted: list[StickyEvent]) -> bool:
-        """Waits until a server has what it took, in the order sent; whether it has all of it.
+        """Waits until a server has what it took, in the order sent; whether it has it.
 
-        It reads them in order. So if it has the last one it had its chance with all;
-        and if it was not in the room yet at first, it does not have the first one.
+        It reads them in order: if it has the last one it had its chance with all.
         """
-        server_name, arrived = debtor.server_name, accepted
-        first_id, last_id = accepted[0].event_id, accepted[-1].event_id
-        until_ts = self._now_ts() + _MAX_DIGESTION_MS
-        if not await self._has(server_name, last_id, until_ts, (True,)):
-            arrived = []
-        else:
-            self._ledger.note_read(server_name, room_id, last_id)
-            if self._ledger.is_joining(server_name, room_id):
-                self._ledger.note_joined(server_name, room_id)
-                if not await self._has(server_name, first_id, until_ts, (True, False)):
-                    arrived = accepted[-1:]
-        self._ledger.settle(server_name, room_id, [event.event_id for event in arrived])
-        for event in arrived:
+        server_name, last_id = debtor.server_name, accepted[-1].event_id
+        if not await self._has(server_name, last_id):
+            problem = "it took the events and does not have them"
+            self._note_failures(debtor, room_id, accepted, problem)
+            return False
+        self._ledger.note_read(server_name, room_id, last_id)
+        self._ledger.settle(server_name, room_id, [event.event_id for event in accepted])
+        for event in accepted:
             debtor.tries.pop(event.event_id, None)
             debtor.paid += 1
             debtor.oldest_ts = min(debtor.oldest_ts or event.position, event.position)
-        lost = [event for event in accepted if event not in arrived]
-        self._note_failures(debtor, room_id, lost, "it took the events and does not have them")
-        return not lost
+        return True
 
-    async def _has(
-        self, server_name: str, event_id: str, until_ts: int, final: Collection[bool | None]
-    ) -> bool:
-        """Asks a server until one of the final answers comes, for a bounded time."""
-        pause_ms = _FIRST_LOOK_MS
-        while (answer := await self._federation.has_event(server_name, event_id)) not in final:
+    async def _has(self, server_name: str, event_id: str) -> bool:
+        """Asks a server for an event until it has it, for a bounded time.
+
+        One that has joined but does not know all members yet reads what it is sent,
+        and may not tell: it is given the time, and believed.
+        """
+        until_ts, pause_ms = self._now_ts() + _MAX_DIGESTION_MS, _FIRST_LOOK_MS
+        while (answer := await self._federation.has_event(server_name, event_id)) is not True:
+            if answer is None:
+                await self._api.sleep(_UNTOLD_PAUSE_MS / 1000)
+                return True
             if self._now_ts() >= until_ts:
-                break
+                return False
             await self._api.sleep(pause_ms / 1000)
             pause_ms = min(2 * pause_ms, _LONGEST_LOOK_MS)
-        return bool(answer)
+        return True
 
     def _note_failures(
         self,
@@ -389,14 +432,12 @@ class Looper:
             return
         debtor.obstacle = obstacle
         now_ts, server_name = self._now_ts(), debtor.server_name
-        has_just_joined = self._reader.index.join(server_name, room_id) is not None
-        max_tries = _MAX_TRIES_AFTER_JOIN if has_just_joined else _MAX_TRIES
         given_up = []
         for event in events:
             tries = debtor.tries.setdefault(event.event_id, _Tries())
             tries.count += 1
             tries.refusals += refusal
-            if tries.count >= max_tries or tries.refusals >= _MAX_REFUSALS:
+            if tries.count >= _MAX_TRIES or tries.refusals >= _MAX_REFUSALS:
                 given_up.append(event.event_id)
                 del debtor.tries[event.event_id]
             else:

@@ -97,10 +97,6 @@ class IndexReader:
             # not while one of those is calling us.
             self._api.delayed_background_call(0, self._wake, users, rooms, desc="sticky_wake")
 
-    def has_events_in(self, room_id: str) -> bool:
-        """Whether a room has deliverable events."""
-        return room_id in self.index.rooms
-
     def is_noticed(self, event_id: str) -> bool:
         """Whether the event of this ID was noticed, be it deliverable or held."""
         return self.index.knows(event_id)

@@ -15,7 +15,9 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import attr
+from synapse.api.constants import EventTypes
 from synapse.api.errors import (
+    Codes,
     FederationDeniedError,
     HttpResponseException,
     RequestSendFailed,
@@ -26,6 +28,7 @@ from synapse.federation.sender.per_destination_queue import PerDestinationQueue
 from synapse.http import matrixfederationclient
 from synapse.server import HomeServer
 from synapse.types import JsonDict
+from synapse.types.state import StateFilter
 from synapse.util.retryutils import NotRetryingDestination
 
 from synapse_sticky.seams.checks import require
@@ -79,12 +82,10 @@ class CannotReach(Exception):
 
     Attributes:
         retry_ts: until when to leave it alone, if Synapse backs off from it.
-        code: of its HTTP response, if there was one.
+        code: the Matrix error code, if it answered with one.
     """
 
-    def __init__(
-        self, reason: str, *, retry_ts: int | None = None, code: int | None = None
-    ) -> None:
+    def __init__(self, reason: str, retry_ts: int | None = None, code: str = "") -> None:
         super().__init__(reason)
         self.retry_ts = retry_ts
         self.code = code
@@ -107,6 +108,7 @@ class Federation:
         )
         for method in ("get_events_as_list", "are_users_erased", "get_destination_retry_timings"):
             require(self._store, method)
+        require(self._store, "get_partial_filtered_current_state_ids", "room_id", "state_filter")
         self.sends = hs.should_send_federation()
         if not self.sends:
             return
@@ -125,6 +127,8 @@ class Federation:
         )
         require(sender._transaction_manager, "_transport_layer")
         require(PerDestinationQueue, "attempt_new_transaction")
+        require(PerDestinationQueue, "pending_pdu_count")
+        require(self._store, "get_federation_out_pos", "typ")
         require(self._transport, "send_transaction", "transaction")
         require(
             self._transport.client, "get_json", "destination", "path", "timeout", "ignore_backoff"
@@ -227,11 +231,21 @@ class Federation:
             )
         return Answer.of(response)
 
-    async def has_event(self, server_name: str, event_id: str) -> bool | None:
-        """Whether a server says that it has an event; None if it does not answer.
+    async def first_event_id(self, room_id: str) -> str | None:
+        """The ID of the event that created a room."""
+        key = (EventTypes.Create, "")
+        state = await self._store.get_partial_filtered_current_state_ids(
+            room_id, StateFilter.from_types([key])
+        )
+        event_id: str | None = state.get(key)
+        return event_id
 
-        A connection that was left open, and closed by the server meanwhile, is no
-        answer either: ask again.
+    async def has_event(self, server_name: str, event_id: str) -> bool | None:
+        """Whether a server says that it has an event, be it as an outlier.
+
+        A connection that was left open, and closed by the server meanwhile, is an
+        answer too: ask again. None if the server may not tell, because its join
+        to the room is a faster one and still under way.
         """
         asking = _asking.set(True)
         try:
@@ -244,24 +258,36 @@ class Federation:
                     ignore_backoff=True,
                 )
         except CannotReach as error:
-            return None if error.code is None else False
+            return None if error.code == Codes.UNABLE_DUE_TO_PARTIAL_STATE else False
         finally:
             _asking.reset(asking)
         return True
+
+    async def queued_up_to(self) -> int:
+        """The stream ordering up to which Synapse has put events into its queues."""
+        position: int = await self._store.get_federation_out_pos("events")
+        return position
 
     def is_queue_sending(self, server_name: str) -> bool:
         """Whether Synapse's queue has its turn at sending to a server."""
         queue = self._sender._get_per_destination_queue(server_name)
         return queue is not None and bool(queue.transmission_loop_running)
 
-    def on_accepted(
-        self, matters: Callable[[str], bool], callback: Callable[[str, Iterable[Accepted]], None]
-    ) -> None:
-        """Calls back when a server has accepted events from Synapse's own queue.
+    def remind_queue(self, server_name: str) -> bool:
+        """Lets Synapse's queue send what it has for a server; whether it has anything.
 
-        Args:
-            matters: whether plain events of a room matter too.
-            callback: takes the server's name.
+        So that we do not overtake it, and nothing is sent twice.
+        """
+        queue = self._sender._get_per_destination_queue(server_name)
+        if queue is None or not (queue.pending_pdu_count() or queue._catching_up):
+            return False
+        queue.attempt_new_transaction()
+        return True
+
+    def on_accepted(self, callback: Callable[[str, Iterable[Accepted]], None]) -> None:
+        """Calls back when a server has answered to events from Synapse's own queue.
+
+        Plain ones too: all that was accepted counts for what the server has to read.
         """
         manager = self._sender._transaction_manager
         transport = manager._transport_layer
@@ -273,10 +299,8 @@ class Federation:
         async def note_events(
             destination: str, pdus: list[EventBase], edus: Any, *args: Any, **kwargs: Any
         ) -> None:
-            with _harmless():
-                mattering = [e for e in pdus if matters(e.room_id) or has_stickiness(e)]
-                if mattering:
-                    in_flight[destination] = mattering
+            if pdus:
+                in_flight[destination] = pdus
             try:
                 await send_new_transaction(destination, pdus, edus, *args, **kwargs)
             finally:
@@ -334,11 +358,12 @@ def _as_cannot_reach() -> Iterator[None]:
         yield
     except NotRetryingDestination as error:
         retry_ts = error.retry_last_ts + error.retry_interval
-        raise CannotReach("Synapse is backing off from it", retry_ts=retry_ts) from error
+        raise CannotReach("Synapse is backing off from it", retry_ts) from error
     except (HttpResponseException, RequestSendFailed, FederationDeniedError) as error:
         cause = error.inner_exception if isinstance(error, RequestSendFailed) else error
         if isinstance(cause, HttpResponseException):
-            raise CannotReach(f"it answered {cause.code}", code=cause.code) from error
+            code = cause.to_synapse_error().errcode
+            raise CannotReach(f"it answered {cause.code}", code=code) from error
         raise CannotReach(type(cause).__name__) from error
 
 

@@ -58,12 +58,18 @@ class Candidate:
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Join:
-    """A user's join to a room, found in Synapse's tables, or what it means: a server's."""
+    """A user's join to a room, found in Synapse's tables, or what it means: a server's.
+
+    Attributes:
+        is_new: the membership event came in then. Else it is an old one that the
+            current state has only now, for example at the end of a faster join.
+    """
 
     member: str
     room_id: str
     stream_ordering: int
     instance_name: str | None
+    is_new: bool = True
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -355,10 +361,13 @@ class StickyStore:
                 server, room_id = server_of(join.member), join.room_id
                 if (server, room_id) in found:
                     continue
+                # Who joined later may be one whose join is still to be read.
                 txn.execute(
-                    "SELECT state_key FROM current_state_events WHERE room_id = ? "
-                    "AND type = 'm.room.member' AND membership = 'join' AND state_key LIKE ?",
-                    (room_id, f"%:{server}"),
+                    "SELECT c.state_key FROM current_state_events AS c "
+                    "INNER JOIN events AS e USING (event_id) WHERE c.room_id = ? "
+                    "AND c.type = 'm.room.member' AND c.membership = 'join' "
+                    "AND c.state_key LIKE ? AND e.stream_ordering < ?",
+                    (room_id, f"%:{server}", join.stream_ordering),
                 )
                 if all(
                     (room_id, user_id) in joined_now or server_of(user_id) != server
@@ -479,8 +488,9 @@ def _find_by(
 
 def _find_joins(txn: LoggingTransaction, part: Range) -> list[Join]:
     txn.execute(
-        "SELECT d.state_key, d.room_id, d.stream_id, d.instance_name "
-        "FROM current_state_delta_stream AS d "
+        "SELECT d.state_key, d.room_id, d.stream_id, d.instance_name, "
+        "e.stream_ordering >= d.stream_id FROM current_state_delta_stream AS d "
+        "INNER JOIN events AS e ON e.event_id = d.event_id "
         "INNER JOIN room_memberships AS m ON m.event_id = d.event_id "
         "LEFT JOIN room_memberships AS previous ON previous.event_id = d.prev_event_id "
         f"WHERE {_in_range('d.stream_id', part)} AND {_of_writer('d', part)} "

@@ -54,7 +54,20 @@ def test_doubt_ends() -> None:
     staging.expire(NOW_TS + 60_000)
     assert not staging._rooms
     staging.add(SERVER, ROOM, 200, "$b", NOW_TS)
-    staging.has_read(SERVER, ROOM, "$a")
+    staging.has_read(SERVER, ROOM, "$a", NOW_TS)
     assert staging.newest_unread(SERVER, ROOM, NOW_TS) == "$b"
-    staging.has_read(SERVER, ROOM, "$b")
+    staging.has_read(SERVER, ROOM, "$b", NOW_TS)
     assert staging.newest_unread(SERVER, ROOM, NOW_TS) is None
+
+
+# F5
+def test_doubt_ends_while_more_is_sent() -> None:
+    """What came after the question counts on, and what was before it does not."""
+    staging = Staging()
+    staging.add(SERVER, ROOM, 200, "$a", NOW_TS)
+    staging.ask(SERVER, ROOM, NOW_TS)
+    staging.add(SERVER, ROOM, 10, "$b", NOW_TS)
+    staging.has_read(SERVER, ROOM, "$a", NOW_TS)
+    assert staging.newest_unread(SERVER, ROOM, NOW_TS) is None
+    staging.add(SERVER, ROOM, 40, "$c", NOW_TS)
+    assert staging.newest_unread(SERVER, ROOM, NOW_TS) == "$c"
