@@ -47,8 +47,9 @@ _MAX_REMINDERS: Final = 60
 # (it does not know the room yet), or took and does not have afterwards.
 _MAX_TRIES: Final = 6
 # How often a server is asked whether its join is finished, for ten seconds each time:
-# joining a large room may take minutes. Then it is sent the events all the same.
-_MAX_JOIN_LOOKS: Final = 60
+# joining a large room may take minutes. Then it is sent the events all the same, for not
+# every server can be asked.
+_MAX_JOIN_LOOKS: Final = 12
 # How often something is tried that a server refused: Synapse reports passing faults
 # so too.
 _MAX_REFUSALS: Final = 4
