@@ -50,6 +50,8 @@ _MAX_TRIES: Final = 6
 # joining a large room may take minutes. Then it is sent the events all the same, for not
 # every server can be asked.
 _MAX_JOIN_LOOKS: Final = 12
+# How often an event is sent once more that the server may have as an outlier only.
+_SUSPECT_TRIES: Final = 2
 # How often something is tried that a server refused: Synapse reports passing faults
 # so too.
 _MAX_REFUSALS: Final = 4
@@ -62,6 +64,7 @@ _MAX_DIGESTION_MS: Final = 10_000
 _UNTOLD_PAUSE_MS: Final = 2_000
 _FIRST_LOOK_MS: Final = 20
 _LONGEST_LOOK_MS: Final = 160
+_MAX_UNANSWERED: Final = 3
 
 
 @attr.s(slots=True, auto_attribs=True)
@@ -82,6 +85,8 @@ class _Debtor:
         wakes: how often there was a reason to try at once.
         reminders: how often in a row Synapse's queue was asked to go first.
         tries: of events that were sent in vain.
+        suspects: events that the server said it had before they were sent: perhaps
+            as mere outliers, so that this proves nothing afterwards.
     """
 
     server_name: str
@@ -92,6 +97,7 @@ class _Debtor:
     reminders: int = 0
     obstacle: str = ""
     tries: dict[str, _Tries] = attr.Factory(dict)
+    suspects: set[str] = attr.Factory(set)
     # For the log.
     paid: int = 0
     oldest_ts: int = 0
@@ -305,9 +311,10 @@ class Looper:
             return False
         unread: list[StickyEvent] = []
         for start in range(0, len(due), MAX_EVENTS_PER_TRANSACTION):
-            accepted = await self._send(
-                debtor, room_id, due[start : start + MAX_EVENTS_PER_TRANSACTION]
-            )
+            events = due[start : start + MAX_EVENTS_PER_TRANSACTION]
+            if await self._has_already(server_name, events[-1].event_id):
+                debtor.suspects.add(events[-1].event_id)
+            accepted = await self._send(debtor, room_id, events)
             if not accepted:
                 break
             # The next transaction must find room beside what is staged now.
@@ -374,7 +381,12 @@ class Looper:
         """
         server_name = debtor.server_name
         first_id = await self._federation.first_event_id(room_id)
-        if first_id is not None and not await self._has(server_name, first_id):
+        try:
+            is_ready = first_id is None or await self._has(server_name, first_id)
+        except CannotReach:
+            # Sending will tell, and makes Synapse back off from it.
+            return True
+        if not is_ready:
             tries = debtor.tries.setdefault(room_id, _Tries())
             tries.count += 1
             if tries.count < _MAX_JOIN_LOOKS:
@@ -396,12 +408,26 @@ class Looper:
             self._note_failures(debtor, room_id, accepted, problem)
             return False
         self._ledger.note_read(server_name, room_id, last_id)
-        self._ledger.settle(server_name, room_id, [event.event_id for event in accepted])
         for event in accepted:
+            if event.event_id in debtor.suspects:
+                tries = debtor.tries.setdefault(event.event_id, _Tries())
+                tries.count += 1
+                if tries.count <= _SUSPECT_TRIES:
+                    tries.next_ts = self._now_ts() + _FIRST_PAUSE_MS
+                    continue
+                debtor.suspects.discard(event.event_id)
+            self._ledger.settle(server_name, room_id, [event.event_id])
             debtor.tries.pop(event.event_id, None)
             debtor.paid += 1
             debtor.oldest_ts = min(debtor.oldest_ts or event.position, event.position)
         return True
+
+    async def _has_already(self, server_name: str, event_id: str) -> bool:
+        try:
+            return bool(await self._federation.has_event(server_name, event_id))
+        except CannotReach:
+            # Sending will tell.
+            return False
 
     async def _has(self, server_name: str, event_id: str) -> bool:
         """Asks a server for an event until it has it, for a bounded time.
@@ -410,7 +436,19 @@ class Looper:
         and may not tell: it is given the time, and believed.
         """
         until_ts, pause_ms = self._now_ts() + _MAX_DIGESTION_MS, _FIRST_LOOK_MS
-        while (answer := await self._federation.has_event(server_name, event_id)) is not True:
+        unanswered = 0
+        while True:
+            try:
+                answer = await self._federation.has_event(server_name, event_id)
+                unanswered = 0
+            except CannotReach:
+                # The first may be a connection that the server has closed meanwhile.
+                unanswered += 1
+                if unanswered >= _MAX_UNANSWERED:
+                    raise
+                answer = False
+            if answer:
+                return True
             if answer is None:
                 await self._api.sleep(_UNTOLD_PAUSE_MS / 1000)
                 return True
@@ -418,7 +456,6 @@ class Looper:
                 return False
             await self._api.sleep(pause_ms / 1000)
             pause_ms = min(2 * pause_ms, _LONGEST_LOOK_MS)
-        return True
 
     def _note_failures(
         self,

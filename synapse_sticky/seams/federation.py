@@ -243,9 +243,11 @@ class Federation:
     async def has_event(self, server_name: str, event_id: str) -> bool | None:
         """Whether a server says that it has an event, be it as an outlier.
 
-        A connection that was left open, and closed by the server meanwhile, is an
-        answer too: ask again. None if the server may not tell, because its join
-        to the room is a faster one and still under way.
+        None if the server may not tell, because its join to the room is a faster
+        one and still under way.
+
+        Raises:
+            CannotReach: if there is no answer.
         """
         asking = _asking.set(True)
         try:
@@ -258,6 +260,8 @@ class Federation:
                     ignore_backoff=True,
                 )
         except CannotReach as error:
+            if not error.code:
+                raise
             return None if error.code == Codes.UNABLE_DUE_TO_PARTIAL_STATE else False
         finally:
             _asking.reset(asking)
