@@ -71,8 +71,10 @@ class Debts:
         debts = []
         for room_id in list(index.rooms):
             for server_name in await self._federation.servers_in_room(room_id):
-                if self._ledger is not None and self._knows(server_name):
-                    owed = self._ledger.owed(server_name, room_id)
+                ledger = self._ledger
+                if ledger and ledger.has_begun and self._federation.sends_to(server_name):
+                    # It knows better than what is stored.
+                    owed = ledger.owed(server_name, room_id)
                 elif self._federation.is_other(server_name):
                     owed = list(stored.owed(index, server_name, room_id, now_ts))
                 else:
@@ -80,14 +82,6 @@ class Debts:
                 if owed:
                     debts.append(await self._describe(server_name, room_id, owed, now_ts))
         return sorted(debts, key=lambda debt: (debt.server_name, debt.room_id))
-
-    def _knows(self, server_name: str) -> bool:
-        """Whether this process knows better than what is stored."""
-        return (
-            self._ledger is not None
-            and self._ledger.has_begun
-            and self._federation.sends_to(server_name)
-        )
 
     async def _describe(
         self, server_name: str, room_id: str, owed: list[StickyEvent], now_ts: int

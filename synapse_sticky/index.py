@@ -75,6 +75,11 @@ class JoinChange:
     stream_ordering: int
     instance_name: str | None
 
+    @property
+    def is_of_server(self) -> bool:
+        """Whether the member is a server, and not a user."""
+        return not self.member.startswith("@")
+
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Due:

@@ -155,7 +155,7 @@ class Looper:
             self._ledger.note_event(event)
         has_joined = False
         for join in changes.joins:
-            if not join.member.startswith("@") and self._federation.sends_to(join.member):
+            if join.is_of_server and self._federation.sends_to(join.member):
                 has_joined = True
                 self._ledger.note_join(join.member, join.room_id)
                 debtor = self._owe(join.member, join.room_id)

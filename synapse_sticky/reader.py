@@ -91,7 +91,7 @@ class IndexReader:
         self.on_changes(changes)
         self._news.announce()
         rooms = {change.room_id for change in changes.events if change.position is not None}
-        users = {join.member for join in changes.joins if join.member.startswith("@")}
+        users = {join.member for join in changes.joins if not join.is_of_server}
         if rooms or users:
             # Waking pokes whoever watches the streams, this process included:
             # not while one of those is calling us.

@@ -48,6 +48,17 @@ def kill_senders(homeserver: Homeserver) -> None:
     homeserver.start()
 
 
+def room_with_reader(
+    homeserver: Homeserver, alice: Client, peer: Homeserver
+) -> tuple[str, Client, str, str | None]:
+    """A room, a user of the other server in it, and the event and token that both have."""
+    room = create_room(alice)
+    bob = peer.register()
+    join_via(bob, room, homeserver)
+    (event_id,) = send_sticky(alice, room)
+    return room, bob, event_id, follow_until_seen(bob, room, [event_id]).next_batch
+
+
 def wake(client: Client, room: str) -> None:
     """Let the user's server tell the others that it is back, as it does in real life."""
     client.send(room)
@@ -59,11 +70,7 @@ def test_outage(
     homeserver: Homeserver, alice: Client, mixed_peer: Homeserver, also_killed: str
 ) -> None:
     """A server that was down has exactly the sticky events that it missed, each once."""
-    room = create_room(alice)
-    bob = mixed_peer.register()
-    join_via(bob, room, homeserver)
-    (before,) = send_sticky(alice, room)
-    since = follow_until_seen(bob, room, [before]).next_batch
+    room, bob, before, since = room_with_reader(homeserver, alice, mixed_peer)
     if also_killed == "both":
         mixed_peer.kill("main")
     else:
@@ -88,11 +95,7 @@ def test_connections_that_fail(
     homeserver: Homeserver, alice: Client, mixed_peer: Homeserver, fault: Fault
 ) -> None:
     """Whatever goes wrong on the way, it is tried again until the events are there."""
-    room = create_room(alice)
-    bob = mixed_peer.register()
-    join_via(bob, room, homeserver)
-    (before,) = send_sticky(alice, room)
-    since = follow_until_seen(bob, room, [before]).next_batch
+    room, bob, _, since = room_with_reader(homeserver, alice, mixed_peer)
     mixed_peer.proxy.set_fault(fault)
     missed = send_sticky(alice, room, 3)
     time.sleep(2)
