@@ -76,13 +76,28 @@ class Ledger:
         Synapse does not send what is from before the server's join. To be used up
         before anything else happens.
         """
-        index = self._reader.index
-        join = index.join(server_name, room_id)
         if self._watermarks is None:
             return
-        for event in self._watermarks.owed(index, server_name, room_id, self._now_ts()):
-            if (join is not None and event.position < join.position) or not self.is_fresh(event):
+        index, now_ts = self._reader.index, self._now_ts()
+        for event in self._watermarks.owed(index, server_name, room_id, now_ts):
+            if self.is_from_before_join(server_name, event) or not self.is_fresh(event):
                 yield event
+
+    def still_due(
+        self, server_name: str, room_id: str, events: list[StickyEvent]
+    ) -> list[StickyEvent]:
+        """Those of these events of a room, oldest first, that are due even now."""
+        due_ids = set()
+        for event in self.due(server_name, room_id):
+            if event.position > events[-1].position:
+                break
+            due_ids.add(event.event_id)
+        return [event for event in events if event.event_id in due_ids]
+
+    def is_from_before_join(self, server_name: str, event: StickyEvent) -> bool:
+        """Whether an event is from before a server's join to the room, as far as that is known."""
+        join = self._reader.index.join(server_name, event.room_id)
+        return join is not None and event.position < join.position
 
     def is_fresh(self, event: StickyEvent) -> bool:
         """Whether an event is still left to Synapse's queue."""

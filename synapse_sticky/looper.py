@@ -62,8 +62,10 @@ _JOIN_SETTLES_MS: Final = 300_000
 # How long to wait until a server has read what it took.
 _MAX_DIGESTION_MS: Final = 10_000
 _UNTOLD_PAUSE_MS: Final = 2_000
-_FIRST_LOOK_MS: Final = 20
-_LONGEST_LOOK_MS: Final = 160
+_FIRST_LOOK_MS: Final = 40
+_LONGEST_LOOK_MS: Final = 320
+# Hardly any server reads an event in less, and every question keeps it from reading.
+_READ_MS_PER_EVENT: Final = 10
 _MAX_UNANSWERED: Final = 3
 
 
@@ -297,7 +299,11 @@ class Looper:
         retry_ts = await self._federation.backing_off_until_ts(server_name)
         if retry_ts > self._now_ts():
             raise CannotReach("Synapse is backing off from it", retry_ts)
-        if self._federation.is_queue_sending(server_name) or self._remind_queue(debtor):
+        # Synapse does not have in its queue what is from before a join.
+        is_all_from_before = all(
+            self._ledger.is_from_before_join(server_name, event) for event in due
+        )
+        if not is_all_from_before and self._remind_queue(debtor):
             now_ts = self._now_ts()
             debtor.come_back(now_ts + _TICK_MS, "Synapse's own queue is sending to it")
             return False
@@ -341,15 +347,15 @@ class Looper:
     ) -> list[StickyEvent]:
         """Sends one transaction; what of it the server took."""
         server_name = debtor.server_name
-        events = await self._federation.to_send([event.event_id for event in due])
-        wanted_ids = {event.event_id for event in events}
-        # Nobody is owed any more what was redacted, or is by somebody erased.
-        gone = [event.event_id for event in due if event.event_id not in wanted_ids]
-        self._ledger.settle(server_name, room_id, gone)
-        if not events:
-            return []
-        with self._federation.turn(server_name) as is_ours:
-            if not is_ours:
+        async with self._federation.turn(server_name):
+            # While we waited Synapse's queue may have sent it.
+            due = self._ledger.still_due(server_name, room_id, due)
+            events = await self._federation.to_send([event.event_id for event in due])
+            wanted_ids = {event.event_id for event in events}
+            # Nobody is owed any more what was redacted, or is by somebody erased.
+            gone = [event.event_id for event in due if event.event_id not in wanted_ids]
+            self._ledger.settle(server_name, room_id, gone)
+            if not events:
                 return []
             answer = await self._federation.send(server_name, events)
         sent = [event for event in due if event.event_id in wanted_ids]
@@ -403,7 +409,7 @@ class Looper:
         It reads them in order: if it has the last one it had its chance with all.
         """
         server_name, last_id = debtor.server_name, accepted[-1].event_id
-        if not await self._has(server_name, last_id):
+        if not await self._has(server_name, last_id, len(accepted)):
             problem = "it took the events and does not have them"
             self._note_failures(debtor, room_id, accepted, problem)
             return False
@@ -429,12 +435,15 @@ class Looper:
             # Sending will tell.
             return False
 
-    async def _has(self, server_name: str, event_id: str) -> bool:
+    async def _has(self, server_name: str, event_id: str, unread: int = 0) -> bool:
         """Asks a server for an event until it has it, for a bounded time.
+
+        Not before it can have read as many events as are unread, up to this one.
 
         One that has joined but does not know all members yet reads what it is sent,
         and may not tell: it is given the time, and believed.
         """
+        await self._api.sleep(unread * _READ_MS_PER_EVENT / 1000)
         until_ts, pause_ms = self._now_ts() + _MAX_DIGESTION_MS, _FIRST_LOOK_MS
         unanswered = 0
         while True:

@@ -1,8 +1,10 @@
 """Servers that are away, misbehave or are killed get what they missed, and hold nobody up."""
 
 import shutil
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,33 @@ def test_one_failure_delays_nobody_else(
     assert not set(missed) & stored(mixed_peer, room)
     mixed_peer.proxy.set_fault(Fault.NONE)
     wait_until_stored(mixed_peer, room, missed, timeout_s=60)
+
+
+# F2, F5
+def test_server_that_is_always_sent_something(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """Its turn comes between two transactions of Synapse's own, and never beside one."""
+    busy_room, room = create_room(alice), create_room(alice)
+    sticky = send_sticky(alice, room, 3)
+    remote.join(homeserver, busy_room, "carol")
+    remote.answers_after_s = 0.5
+    done = threading.Event()
+
+    def keep_sending() -> None:
+        while not done.wait(0.05):
+            alice.send(busy_room)
+
+    with ThreadPoolExecutor() as pool:
+        sending = pool.submit(keep_sending)
+        try:
+            eventually(lambda: len(remote.transactions) > 2, what="traffic")
+            remote.join(homeserver, room, "carol")
+            wait_until_received(remote, sticky, timeout_s=10)
+        finally:
+            done.set()
+        sending.result()
+    assert remote.most_transactions_at_once == 1
 
 
 # F1, F3

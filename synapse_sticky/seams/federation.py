@@ -9,7 +9,7 @@ turn: Synapse's queue for it and we exclude each other.
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
 from urllib.parse import quote
@@ -29,6 +29,7 @@ from synapse.http import matrixfederationclient
 from synapse.server import HomeServer
 from synapse.types import JsonDict
 from synapse.types.state import StateFilter
+from synapse.util.async_helpers import Linearizer
 from synapse.util.retryutils import NotRetryingDestination
 
 from synapse_sticky.seams.checks import require
@@ -112,6 +113,7 @@ class Federation:
         self.sends = hs.should_send_federation()
         if not self.sends:
             return
+        self._turns = Linearizer("sticky_federation", self._clock)
         self._sender: Any = hs.get_federation_sender()
         self._transport: Any = hs.get_federation_transport_client()
         require(FederationSender, "_get_per_destination_queue", "destination")
@@ -188,23 +190,13 @@ class Federation:
         by_id = {event.event_id: event for event in events if not erased.get(event.sender)}
         return [by_id[event_id] for event_id in event_ids if event_id in by_id]
 
-    @contextmanager
-    def turn(self, server_name: str) -> Iterator[bool]:
-        """Takes our turn at sending to a server; whether we got it.
+    def turn(self, server_name: str) -> AbstractAsyncContextManager[None]:
+        """Waits for our turn at sending to a server, and ends it.
 
-        If Synapse's queue is sending, it keeps its turn. While we have ours, what
-        Synapse wants to send waits, and is sent at the end.
+        After the transaction that is on its way to it, if there is one; the next one
+        of Synapse's queue waits for us.
         """
-        queue = self._sender._get_per_destination_queue(server_name)
-        if queue is None or queue.transmission_loop_running:
-            yield False
-            return
-        queue.transmission_loop_running = True
-        try:
-            yield True
-        finally:
-            queue.transmission_loop_running = False
-            queue.attempt_new_transaction()
+        return self._turns.queue(server_name)
 
     async def send(self, server_name: str, events: Collection[EventBase]) -> Answer:
         """Sends events in one transaction; to be called only in our turn.
@@ -272,18 +264,17 @@ class Federation:
         position: int = await self._store.get_federation_out_pos("events")
         return position
 
-    def is_queue_sending(self, server_name: str) -> bool:
-        """Whether Synapse's queue has its turn at sending to a server."""
-        queue = self._sender._get_per_destination_queue(server_name)
-        return queue is not None and bool(queue.transmission_loop_running)
-
     def remind_queue(self, server_name: str) -> bool:
         """Lets Synapse's queue send what it has for a server; whether it has anything.
 
         So that we do not overtake it, and nothing is sent twice.
         """
         queue = self._sender._get_per_destination_queue(server_name)
-        if queue is None or not (queue.pending_pdu_count() or queue._catching_up):
+        if queue is None:
+            return False
+        # What it is about to send it may have taken out already.
+        is_sending: bool = queue.transmission_loop_running
+        if not (is_sending or queue.pending_pdu_count() or queue._catching_up):
             return False
         queue.attempt_new_transaction()
         return True
@@ -292,6 +283,7 @@ class Federation:
         """Calls back when a server has answered to events from Synapse's own queue.
 
         Plain ones too: all that was accepted counts for what the server has to read.
+        From now on Synapse's queues take turns with us.
         """
         manager = self._sender._transaction_manager
         transport = manager._transport_layer
@@ -303,12 +295,13 @@ class Federation:
         async def note_events(
             destination: str, pdus: list[EventBase], edus: Any, *args: Any, **kwargs: Any
         ) -> None:
-            if pdus:
-                in_flight[destination] = pdus
-            try:
-                await send_new_transaction(destination, pdus, edus, *args, **kwargs)
-            finally:
-                in_flight.pop(destination, None)
+            async with self.turn(destination):
+                if pdus:
+                    in_flight[destination] = pdus
+                try:
+                    await send_new_transaction(destination, pdus, edus, *args, **kwargs)
+                finally:
+                    in_flight.pop(destination, None)
 
         async def note_answer(transaction: Any, *args: Any, **kwargs: Any) -> JsonDict:
             response: JsonDict = await send_transaction(transaction, *args, **kwargs)

@@ -88,6 +88,11 @@ class RemoteServer:
         # What it says of each event that it is sent. None leaves the event out of the answer;
         # such an event, and one with an "error", it does not take. A test may replace it.
         self.judge: Callable[[Event], JsonDict | None] = lambda event: {}
+        # How long it takes to answer a transaction.
+        self.answers_after_s = 0.0
+        # How many transactions came at the same time, at most. Synapse would refuse the second.
+        self.most_transactions_at_once = 0
+        self._transactions_now = 0
         self._events: dict[str, Event] = {}
         self._state_before: dict[str, State] = {}
         self._referenced: set[str] = set()
@@ -559,6 +564,8 @@ class RemoteServer:
                 )
             case "POST", "_matrix", ["federation", "v1", "get_missing_events", room_id]:
                 return {"events": self.answer_missing_events(room_id, body)}
+            case "PUT", "_matrix", ["federation", "v1", "send", _]:
+                return self._answer_transaction(body)
             case _, "_matrix", ["federation", ("v1" | "v2") as version, *rest]:
                 with self._changed:
                     return self._answer_federation(method, version, rest, parameters, body)
@@ -573,8 +580,6 @@ class RemoteServer:
         body: Any,
     ) -> Any:
         match method, parts:
-            case "PUT", ["send", _]:
-                return self._receive_transaction(body)
             case "GET", ["event", event_id]:
                 return self._transaction([self._known_event(event_id).pdu])
             case "GET", ["event_auth", _, event_id]:
@@ -616,6 +621,18 @@ class RemoteServer:
             self.signing_key,
         )
         return keys
+
+    def _answer_transaction(self, body: JsonDict) -> JsonDict:
+        with self._changed:
+            self._transactions_now += 1
+            self.most_transactions_at_once = max(
+                self.most_transactions_at_once, self._transactions_now
+            )
+        time.sleep(self.answers_after_s)
+        with self._changed:
+            answer = self._receive_transaction(body)
+            self._transactions_now -= 1
+        return answer
 
     def _receive_transaction(self, body: JsonDict) -> JsonDict:
         answer: JsonDict = {}
