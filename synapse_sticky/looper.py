@@ -61,7 +61,8 @@ _LONGEST_PAUSE_MS: Final = 60_000
 _JOIN_SETTLES_MS: Final = 300_000
 # How long to wait until a server has read what it took.
 _MAX_DIGESTION_MS: Final = 10_000
-_UNTOLD_PAUSE_MS: Final = 2_000
+# How long, if it may not tell: then it is believed.
+_MAX_SILENCE_MS: Final = 2_000
 _FIRST_LOOK_MS: Final = 40
 _LONGEST_LOOK_MS: Final = 320
 # Hardly any server reads an event in less, and every question keeps it from reading.
@@ -444,7 +445,7 @@ class Looper:
         and may not tell: it is given the time, and believed.
         """
         await self._api.sleep(unread * _READ_MS_PER_EVENT / 1000)
-        until_ts, pause_ms = self._now_ts() + _MAX_DIGESTION_MS, _FIRST_LOOK_MS
+        started_ts, pause_ms = self._now_ts(), _FIRST_LOOK_MS
         unanswered = 0
         while True:
             try:
@@ -456,12 +457,10 @@ class Looper:
                 if unanswered >= _MAX_UNANSWERED:
                     raise
                 answer = False
-            if answer:
+            waited_ms = self._now_ts() - started_ts
+            if answer or (answer is None and waited_ms >= _MAX_SILENCE_MS):
                 return True
-            if answer is None:
-                await self._api.sleep(_UNTOLD_PAUSE_MS / 1000)
-                return True
-            if self._now_ts() >= until_ts:
+            if waited_ms >= _MAX_DIGESTION_MS:
                 return False
             await self._api.sleep(pause_ms / 1000)
             pause_ms = min(2 * pause_ms, _LONGEST_LOOK_MS)

@@ -33,6 +33,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--peer-python",
         help="a Python with another Synapse and the module, for federations of different releases",
     )
+    parser.addoption(
+        "--kills",
+        type=int,
+        default=30,
+        help="how often a process is killed under load, in each deployment (default: 30)",
+    )
 
 
 def _chosen_deployments(config: pytest.Config) -> list[str]:

@@ -14,8 +14,6 @@ from tests.traffic import DURATION_MS, Reader, Traffic, send_until_acknowledged
 
 pytestmark = pytest.mark.slow
 
-KILLS = 30
-
 
 def _users(homeserver: Homeserver, count: int) -> list[Client]:
     return [homeserver.register() for _ in range(count)]
@@ -52,8 +50,11 @@ def test_six_senders_lose_nothing(homeserver: Homeserver) -> None:
 
 # C3, C6
 @pytest.mark.parametrize("kind", ["sqlite", "workers"])
-def test_kills_lose_nothing(make_homeserver: MakeHomeserver, kind: str) -> None:
+def test_kills_lose_nothing(
+    make_homeserver: MakeHomeserver, kind: str, pytestconfig: pytest.Config
+) -> None:
     """Every acknowledged event is delivered, though processes are killed at random moments."""
+    kills = pytestconfig.getoption("--kills")
     homeserver = make_homeserver(kind)
     homeserver.start()
     senders, reader = _users(homeserver, 3), Reader(homeserver.register())
@@ -69,7 +70,7 @@ def test_kills_lose_nothing(make_homeserver: MakeHomeserver, kind: str) -> None:
     reading.start()
     try:
         with Traffic(senders, room_ids, pause_s=0.02) as traffic:
-            for number in range(KILLS):
+            for number in range(kills):
                 victim = homeserver.processes[number % len(homeserver.processes)]
                 time.sleep(random.uniform(0, 0.5))
                 homeserver.kill(victim)
@@ -78,7 +79,7 @@ def test_kills_lose_nothing(make_homeserver: MakeHomeserver, kind: str) -> None:
         stop.set()
         reading.join()
     assert not traffic.errors
-    assert len(traffic.acknowledged) >= KILLS
+    assert len(traffic.acknowledged) >= kills
     assert not reader.read_all(traffic.acknowledged, timeout_s=60)
     # And a device that was not there sees all of it as well.
     late = Reader(reader.client.second_device())

@@ -213,6 +213,7 @@ def test_limits_of_transactions(
 
 
 # F7
+@pytest.mark.deployments("sqlite")
 def test_refused_events(homeserver: Homeserver, alice: Client, remote: RemoteServer) -> None:
     """What a server refuses is tried a few times more, and the others are not held up."""
     room = create_room(alice)
@@ -261,6 +262,7 @@ def test_room_that_the_server_does_not_know_yet(
 
 
 # F1, F5
+@pytest.mark.deployments("sqlite")
 def test_taken_but_thrown_away(homeserver: Homeserver, alice: Client, remote: RemoteServer) -> None:
     """What a server says that it took, and does not have then, comes again."""
     room = create_room(alice)

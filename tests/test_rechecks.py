@@ -1,10 +1,11 @@
 """Soft-failed sticky events that the room's state authorises later."""
 
 import shutil
+from types import ModuleType
 
 import pytest
 
-from tests import spam_checker
+from tests import checks, spam_checker
 from tests.conftest import MakeHomeserver
 from tests.harness.client import Client, JsonDict, MatrixError
 from tests.harness.event_format import Event
@@ -142,19 +143,55 @@ def test_what_is_authorised_stays_so(
     assert followed.sticky(room) == [late.event_id, last]
 
 
+def beside(make_homeserver: MakeHomeserver, helper: ModuleType, name: str) -> Homeserver:
+    """A homeserver that loads a module of the tests' own before ours."""
+    modules = [
+        {"module": f"{helper.__name__.rpartition('.')[2]}.{name}", "config": {}},
+        {"module": "synapse_sticky.StickyEventsModule", "config": {}},
+    ]
+    homeserver = make_homeserver("sqlite", federation=True, extra_config={"modules": modules})
+    # Where Synapse runs, and finds it.
+    shutil.copy(str(helper.__file__), homeserver.directory)
+    homeserver.start()
+    return homeserver
+
+
+# K1
+def test_checked_only_when_it_can_matter(
+    make_homeserver: MakeHomeserver, remote: RemoteServer
+) -> None:
+    """Changes of state that cannot authorise an event cost no check of it."""
+    homeserver = beside(make_homeserver, checks, "ShowChecks")
+    alice, bob = homeserver.register(), homeserver.register()
+    other_room = alice.create_room()
+    room, before = start_room(homeserver, alice, remote)
+    carol = remote.user_id("carol")
+    alice.ban(room, carol)
+    late = remote.send_event(room, carol, prev_events=[before], **sticky())
+    eventually(lambda: is_held(homeserver, late), what="the soft failure")
+
+    def checked() -> int:
+        pass_on(alice, room)
+        return homeserver.log().count(f"Checked: {late.event_id}")
+
+    at_first = checked()
+    assert at_first
+    alice.send_state(room, "m.room.topic", {"topic": "calls"})
+    bob.join(room)
+    bob.leave(room)
+    change_levels(alice, other_room, users={bob.user_id: 50})
+    assert checked() == at_first
+    alice.unban(room, carol)
+    assert checked() == at_first + 1
+    assert is_held(homeserver, late)
+
+
 # K1
 def test_refused_events_never_come_back(
     make_homeserver: MakeHomeserver, remote: RemoteServer
 ) -> None:
     """No change of state brings what a spam checker has refused, soft-failed besides or not."""
-    modules = [
-        {"module": "spam_checker.RefuseSpam", "config": {}},
-        {"module": "synapse_sticky.StickyEventsModule", "config": {}},
-    ]
-    homeserver = make_homeserver("sqlite", federation=True, extra_config={"modules": modules})
-    # Where Synapse runs, and finds it.
-    shutil.copy(spam_checker.__file__, homeserver.directory)
-    homeserver.start()
+    homeserver = beside(make_homeserver, spam_checker, "RefuseSpam")
     alice = homeserver.register()
     room, before = start_room(homeserver, alice, remote)
     carol = remote.user_id("carol")
