@@ -41,6 +41,8 @@ _MAX_STAGED: Final = 40
 _MAX_EVENTS_PER_VISIT: Final = 10 * MAX_EVENTS_PER_TRANSACTION
 
 _TICK_MS: Final = 500
+# How long Synapse's queue waits while a server that was away is paid.
+_MAX_PRECEDENCE_MS: Final = 10_000
 # How often Synapse's queue is let go first that does not get rid of what it has.
 _MAX_REMINDERS: Final = 60
 # How often something is tried that a server took but did not name in its answer
@@ -85,6 +87,7 @@ class _Debtor:
         rooms: in which it may be; used as a set in order.
         next_ts: not to be tried before.
         obstacle: why the last try came to nothing.
+        was_away: whether it could not be reached when it was tried.
         wakes: how often there was a reason to try at once.
         reminders: how often in a row Synapse's queue was asked to go first.
         tries: of events that were sent in vain.
@@ -96,6 +99,7 @@ class _Debtor:
     rooms: dict[str, None] = attr.Factory(dict)
     next_ts: int = 0
     paying: bool = False
+    was_away: bool = False
     wakes: int = 0
     reminders: int = 0
     obstacle: str = ""
@@ -140,7 +144,7 @@ class Looper:
     def start(self, config: StickyEventsConfig) -> None:
         """Begins to follow what is owed."""
         self._reader.on_changes = self.on_changes
-        self._federation.on_accepted(self.on_accepted)
+        self._federation.follow_queues(self.before_transaction, self.on_accepted)
         self._federation.on_back(self.on_back)
         for work, interval_ms in (
             (self._tick, _TICK_MS),
@@ -173,6 +177,21 @@ class Looper:
         for part in accepted:
             self._ledger.note_accepted(server_name, part)
         self.on_back(server_name)
+
+    async def before_transaction(self, server_name: str) -> None:
+        """Synapse's own queue is about to send something to a server.
+
+        If the server was away it is first paid what it missed, so that it gets that in
+        order: Synapse begins with the newest event of a room, or sends more at once than
+        the server can read.
+        """
+        debtor = self._debtors.get(server_name)
+        if debtor is None or not debtor.was_away:
+            return
+        until_ts = self._now_ts() + _MAX_PRECEDENCE_MS
+        self._start_payments()
+        while debtor.paying and self._now_ts() < until_ts:
+            await self._api.sleep(_FIRST_LOOK_MS / 1000)
 
     def on_back(self, server_name: str) -> None:
         """A server seems to be back."""
@@ -247,6 +266,7 @@ class Looper:
                 if not await self._pay_in_room(debtor, *payment):
                     break
         except CannotReach as error:
+            debtor.was_away = True
             retry_ts = self._now_ts() + _FIRST_PAUSE_MS
             if debtor.wakes == wakes:
                 retry_ts = max(error.retry_ts or 0, retry_ts)
@@ -298,13 +318,10 @@ class Looper:
         """Sends what is due, or finds out that it need not; whether to go on at once."""
         server_name = debtor.server_name
         retry_ts = await self._federation.backing_off_until_ts(server_name)
+        debtor.was_away |= retry_ts > 0
         if retry_ts > self._now_ts():
             raise CannotReach("Synapse is backing off from it", retry_ts)
-        # Synapse does not have in its queue what is from before a join.
-        is_all_from_before = all(
-            self._ledger.is_from_before_join(server_name, event) for event in due
-        )
-        if not is_all_from_before and self._remind_queue(debtor):
+        if self._goes_second(debtor, due) and self._remind_queue(debtor):
             now_ts = self._now_ts()
             debtor.come_back(now_ts + _TICK_MS, "Synapse's own queue is sending to it")
             return False
@@ -332,6 +349,13 @@ class Looper:
         if unread:
             await self._arrive(debtor, room_id, unread)
         return True
+
+    def _goes_second(self, debtor: _Debtor, due: list[StickyEvent]) -> bool:
+        """Whether Synapse's queue, if it has something for the server, is to send that first."""
+        # What is from before a join it does not have.
+        return not debtor.was_away and not all(
+            self._ledger.is_from_before_join(debtor.server_name, event) for event in due
+        )
 
     def _remind_queue(self, debtor: _Debtor) -> bool:
         """Whether Synapse's queue is to go first; not for ever, if it gets nowhere."""

@@ -8,7 +8,7 @@ turn: Synapse's queue for it and we exclude each other.
 
 import logging
 import secrets
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
@@ -279,11 +279,17 @@ class Federation:
         queue.attempt_new_transaction()
         return True
 
-    def on_accepted(self, callback: Callable[[str, Iterable[Accepted]], None]) -> None:
-        """Calls back when a server has answered to events from Synapse's own queue.
+    def follow_queues(
+        self,
+        before: Callable[[str], Awaitable[None]],
+        on_accepted: Callable[[str, Iterable[Accepted]], None],
+    ) -> None:
+        """Calls back around each transaction of Synapse's own queues, which take turns with us.
 
-        Plain ones too: all that was accepted counts for what the server has to read.
-        From now on Synapse's queues take turns with us.
+        Args:
+            before: what the transaction waits for. Must not raise.
+            on_accepted: called when a server has answered to events. Plain ones too:
+                all that was accepted counts for what the server has to read.
         """
         manager = self._sender._transaction_manager
         transport = manager._transport_layer
@@ -295,6 +301,7 @@ class Federation:
         async def note_events(
             destination: str, pdus: list[EventBase], edus: Any, *args: Any, **kwargs: Any
         ) -> None:
+            await before(destination)
             async with self.turn(destination):
                 if pdus:
                     in_flight[destination] = pdus
@@ -308,7 +315,7 @@ class Federation:
             events = in_flight.pop(transaction.destination, None)
             if events:
                 with _harmless():
-                    callback(transaction.destination, _accepted(events, Answer.of(response)))
+                    on_accepted(transaction.destination, _accepted(events, Answer.of(response)))
             return response
 
         manager.send_new_transaction = note_events
