@@ -88,6 +88,8 @@ class _Debtor:
         next_ts: not to be tried before.
         obstacle: why the last try came to nothing.
         was_away: whether it could not be reached when it was tried.
+        precedence_ends_ts: until when Synapse's queue waits for us, since the server is
+            back; 0 before.
         wakes: how often there was a reason to try at once.
         reminders: how often in a row Synapse's queue was asked to go first.
         tries: of events that were sent in vain.
@@ -100,6 +102,7 @@ class _Debtor:
     next_ts: int = 0
     paying: bool = False
     was_away: bool = False
+    precedence_ends_ts: int = 0
     wakes: int = 0
     reminders: int = 0
     obstacle: str = ""
@@ -188,9 +191,9 @@ class Looper:
         debtor = self._debtors.get(server_name)
         if debtor is None or not debtor.was_away:
             return
-        until_ts = self._now_ts() + _MAX_PRECEDENCE_MS
+        debtor.precedence_ends_ts = debtor.precedence_ends_ts or self._now_ts() + _MAX_PRECEDENCE_MS
         self._start_payments()
-        while debtor.paying and self._now_ts() < until_ts:
+        while debtor.paying and self._now_ts() < debtor.precedence_ends_ts:
             await self._api.sleep(_FIRST_LOOK_MS / 1000)
 
     def on_back(self, server_name: str) -> None:
@@ -266,7 +269,7 @@ class Looper:
                 if not await self._pay_in_room(debtor, *payment):
                     break
         except CannotReach as error:
-            debtor.was_away = True
+            debtor.was_away, debtor.precedence_ends_ts = True, 0
             retry_ts = self._now_ts() + _FIRST_PAUSE_MS
             if debtor.wakes == wakes:
                 retry_ts = max(error.retry_ts or 0, retry_ts)
@@ -346,6 +349,9 @@ class Looper:
             read, unread = unread[:-_MAX_STAGED], unread[-_MAX_STAGED:]
             if read and not await self._arrive(debtor, room_id, read):
                 return True
+        if debtor.was_away:
+            # Synapse's queue need not wait until its own next try.
+            self._federation.remind_queue(server_name)
         if unread:
             await self._arrive(debtor, room_id, unread)
         return True
