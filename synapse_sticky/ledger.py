@@ -59,7 +59,8 @@ class Ledger:
         for room_id in index.rooms:
             for event in index.owed_after(room_id, 0, now_ts):
                 if event.event_id not in self._fresh:
-                    self._leave_to_synapse(event.event_id, room_id, event.position)
+                    # Synapse's queues have forgotten what was in them.
+                    self._leave_to_synapse(event.event_id, room_id, now_ts)
 
     # What is owed.
 
@@ -133,9 +134,7 @@ class Ledger:
                 rooms.add(room_id)
         return rooms
 
-    def _leave_to_synapse(self, event_id: str, room_id: str, position: int) -> None:
-        # A position is the time at which it was given, unless clocks went back.
-        until_ts = min(position, self._now_ts()) + self._grace_period_ms
+    def _leave_to_synapse(self, event_id: str, room_id: str, until_ts: int) -> None:
         self._fresh[event_id] = until_ts
         heapq.heappush(self._fresh_by_ts, (until_ts, room_id, event_id))
 
@@ -145,7 +144,9 @@ class Ledger:
         """The index has taken over this event."""
         if not change.owed or change.position is None:
             return
-        self._leave_to_synapse(change.event_id, change.room_id, change.position)
+        # A position is the time at which it was given, unless clocks went back.
+        until_ts = min(change.position, self._now_ts()) + self._grace_period_ms
+        self._leave_to_synapse(change.event_id, change.room_id, until_ts)
         if self._watermarks is not None:
             self._watermarks.advance(self._reader.index, change.room_id, self._now_ts())
 

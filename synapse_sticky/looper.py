@@ -87,9 +87,10 @@ class _Debtor:
         rooms: in which it may be; used as a set in order.
         next_ts: not to be tried before.
         obstacle: why the last try came to nothing.
-        was_away: whether it could not be reached when it was tried.
-        precedence_ends_ts: until when Synapse's queue waits for us, since the server is
-            back; 0 before.
+        goes_first: whether we go before Synapse's queue: it could not be reached when it
+            was tried, or is owed what is from before this process started.
+        precedence_ends_ts: until when Synapse's queue waits for us, since it has
+            something for the server; 0 before.
         wakes: how often there was a reason to try at once.
         reminders: how often in a row Synapse's queue was asked to go first.
         tries: of events that were sent in vain.
@@ -101,7 +102,7 @@ class _Debtor:
     rooms: dict[str, None] = attr.Factory(dict)
     next_ts: int = 0
     paying: bool = False
-    was_away: bool = False
+    goes_first: bool = False
     precedence_ends_ts: int = 0
     wakes: int = 0
     reminders: int = 0
@@ -143,6 +144,8 @@ class Looper:
         self._debtors: dict[str, _Debtor] = {}
         self._rooms_to_look_into: set[str] = set()
         self._ticking = False
+        # Whether it is known who is owed what is from before this process started.
+        self._has_looked = False
 
     def start(self, config: StickyEventsConfig) -> None:
         """Begins to follow what is owed."""
@@ -184,14 +187,18 @@ class Looper:
     async def before_transaction(self, server_name: str) -> None:
         """Synapse's own queue is about to send something to a server.
 
-        If the server was away it is first paid what it missed, so that it gets that in
-        order: Synapse begins with the newest event of a room, or sends more at once than
-        the server can read.
+        If the server or this process was away it is first paid what it missed, so that it
+        gets that in order: Synapse begins with the newest event of a room, or sends more at
+        once than the server can read.
         """
+        until_ts = self._now_ts() + _MAX_PRECEDENCE_MS
+        while not self._has_looked and self._now_ts() < until_ts:
+            await self._tick()
+            await self._api.sleep(_FIRST_LOOK_MS / 1000)
         debtor = self._debtors.get(server_name)
-        if debtor is None or not debtor.was_away:
+        if debtor is None or not debtor.goes_first:
             return
-        debtor.precedence_ends_ts = debtor.precedence_ends_ts or self._now_ts() + _MAX_PRECEDENCE_MS
+        debtor.precedence_ends_ts = debtor.precedence_ends_ts or until_ts
         self._start_payments()
         while debtor.paying and self._now_ts() < debtor.precedence_ends_ts:
             await self._api.sleep(_FIRST_LOOK_MS / 1000)
@@ -221,6 +228,7 @@ class Looper:
                 self._rooms_to_look_into |= self._ledger.end_grace_periods(synapse_at)
             for room_id in list(self._rooms_to_look_into):
                 await self._look_into(room_id)
+            self._has_looked = True
             self._start_payments()
         except Exception:
             logger.exception("Cannot look for servers that are owed sticky events; trying again")
@@ -239,7 +247,8 @@ class Looper:
             if self._federation.sends_to(server_name) and any(
                 self._ledger.due(server_name, room_id)
             ):
-                self._owe(server_name, room_id)
+                debtor = self._owe(server_name, room_id)
+                debtor.goes_first |= not self._has_looked
 
     def _owe(self, server_name: str, room_id: str) -> _Debtor:
         debtor = self._debtors.setdefault(server_name, _Debtor(server_name))
@@ -269,7 +278,7 @@ class Looper:
                 if not await self._pay_in_room(debtor, *payment):
                     break
         except CannotReach as error:
-            debtor.was_away, debtor.precedence_ends_ts = True, 0
+            debtor.goes_first, debtor.precedence_ends_ts = True, 0
             retry_ts = self._now_ts() + _FIRST_PAUSE_MS
             if debtor.wakes == wakes:
                 retry_ts = max(error.retry_ts or 0, retry_ts)
@@ -321,7 +330,7 @@ class Looper:
         """Sends what is due, or finds out that it need not; whether to go on at once."""
         server_name = debtor.server_name
         retry_ts = await self._federation.backing_off_until_ts(server_name)
-        debtor.was_away |= retry_ts > 0
+        debtor.goes_first |= retry_ts > 0
         if retry_ts > self._now_ts():
             raise CannotReach("Synapse is backing off from it", retry_ts)
         if self._goes_second(debtor, due) and self._remind_queue(debtor):
@@ -349,7 +358,7 @@ class Looper:
             read, unread = unread[:-_MAX_STAGED], unread[-_MAX_STAGED:]
             if read and not await self._arrive(debtor, room_id, read):
                 return True
-        if debtor.was_away:
+        if debtor.goes_first:
             # Synapse's queue need not wait until its own next try.
             self._federation.remind_queue(server_name)
         if unread:
@@ -359,7 +368,7 @@ class Looper:
     def _goes_second(self, debtor: _Debtor, due: list[StickyEvent]) -> bool:
         """Whether Synapse's queue, if it has something for the server, is to send that first."""
         # What is from before a join it does not have.
-        return not debtor.was_away and not all(
+        return not debtor.goes_first and not all(
             self._ledger.is_from_before_join(debtor.server_name, event) for event in due
         )
 
