@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -38,6 +39,9 @@ from synapse_sticky.seams.events import has_stickiness, sticky_duration_ms
 logger = logging.getLogger(__name__)
 
 _EVENT_TIMEOUT_MS: Final = 10_000
+
+# An event goes to many servers at about the same time.
+_has_stickiness = lru_cache(maxsize=256)(has_stickiness)
 
 _asking: ContextVar[bool] = ContextVar("synapse_sticky_asking", default=False)
 
@@ -339,7 +343,7 @@ def _accepted(events: Iterable[EventBase], answer: Answer) -> Collection[Accepte
         if event.event_id in answer.accepted:
             accepted = by_room.setdefault(event.room_id, Accepted(event.room_id))
             accepted.event_ids.append(event.event_id)
-            if has_stickiness(event):
+            if _has_stickiness(event):
                 accepted.sticky_ids.append(event.event_id)
     return by_room.values()
 
