@@ -117,7 +117,8 @@ class Federation:
         self.sends = hs.should_send_federation()
         if not self.sends:
             return
-        self._turns = Linearizer("sticky_federation", self._clock)
+        require(Linearizer, "queue", "key")
+        self._turns = Linearizer(name="sticky_federation", clock=self._clock)
         self._sender: Any = hs.get_federation_sender()
         self._transport: Any = hs.get_federation_transport_client()
         require(FederationSender, "_get_per_destination_queue", "destination")
