@@ -199,6 +199,8 @@ class Looper:
         if debtor is None or not debtor.goes_first:
             return
         debtor.precedence_ends_ts = debtor.precedence_ends_ts or until_ts
+        # What Synapse may try we may too.
+        debtor.next_ts = 0
         self._start_payments()
         while debtor.paying and self._now_ts() < debtor.precedence_ends_ts:
             await self._api.sleep(_FIRST_LOOK_MS / 1000)

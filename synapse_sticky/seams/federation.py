@@ -327,13 +327,13 @@ class Federation:
         transport.send_transaction = note_answer
 
     def on_back(self, callback: Callable[[str], None]) -> None:
-        """Calls back with the name of a server that seems to be back."""
+        """Calls back with the name of a server that seems to be back, before its queue runs."""
         wake_destination = self._sender.wake_destination
 
         def wake(destination: str) -> None:
-            wake_destination(destination)
             with _harmless():
                 callback(destination)
+            wake_destination(destination)
 
         self._sender.wake_destination = wake
 
