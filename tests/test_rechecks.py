@@ -33,6 +33,18 @@ def is_held(homeserver: Homeserver, event: Event) -> bool:
     return homeserver.query(ROWS, event.event_id) == [("soft_failed", None)]
 
 
+def start_room_with_held_event(
+    homeserver: Homeserver, owner: Client, remote: RemoteServer
+) -> tuple[str, str, Event]:
+    """A room, carol's user ID, and what she sent when she was banned already."""
+    room, before = start_room(homeserver, owner, remote)
+    carol = remote.user_id("carol")
+    owner.ban(room, carol)
+    late = remote.send_event(room, carol, prev_events=[before], **sticky())
+    eventually(lambda: is_held(homeserver, late), what="the soft failure")
+    return room, carol, late
+
+
 def is_shown(reader: Client, event: Event) -> bool:
     """Whether a user can ask for an event."""
     try:
@@ -63,11 +75,7 @@ def test_delivered_once_the_sender_is_back(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:
     """What a banned user sent comes after the end of the ban and a new join, everywhere."""
-    room, before = start_room(homeserver, alice, remote)
-    carol = remote.user_id("carol")
-    alice.ban(room, carol)
-    late = remote.send_event(room, carol, prev_events=[before], **sticky())
-    eventually(lambda: is_held(homeserver, late), what="the soft failure")
+    room, carol, late = start_room_with_held_event(homeserver, alice, remote)
     alice.unban(room, carol)
     # Not banned any more, but not in the room either.
     first = pass_on(alice, room)
@@ -125,11 +133,7 @@ def test_what_is_authorised_stays_so(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:
     """A later ban does not take away what was delivered, and its end does not repeat it."""
-    room, before = start_room(homeserver, alice, remote)
-    carol = remote.user_id("carol")
-    alice.ban(room, carol)
-    late = remote.send_event(room, carol, prev_events=[before], **sticky())
-    eventually(lambda: is_held(homeserver, late), what="the soft failure")
+    room, carol, late = start_room_with_held_event(homeserver, alice, remote)
     since = alice.sync(filter=NO_TIMELINE)["next_batch"]
     for _ in range(2):
         alice.unban(room, carol)
@@ -164,11 +168,7 @@ def test_checked_only_when_it_can_matter(
     homeserver = beside(make_homeserver, checks, "ShowChecks")
     alice, bob = homeserver.register(), homeserver.register()
     other_room = alice.create_room()
-    room, before = start_room(homeserver, alice, remote)
-    carol = remote.user_id("carol")
-    alice.ban(room, carol)
-    late = remote.send_event(room, carol, prev_events=[before], **sticky())
-    eventually(lambda: is_held(homeserver, late), what="the soft failure")
+    room, carol, late = start_room_with_held_event(homeserver, alice, remote)
 
     def checked() -> int:
         pass_on(alice, room)
@@ -253,11 +253,7 @@ def test_the_sender_is_back_while_the_module_is_away(
     homeserver = make_homeserver("sqlite", federation=True)
     homeserver.start()
     alice = homeserver.register()
-    room, before = start_room(homeserver, alice, remote)
-    carol = remote.user_id("carol")
-    alice.ban(room, carol)
-    late = remote.send_event(room, carol, prev_events=[before], **sticky())
-    eventually(lambda: is_held(homeserver, late), what="the soft failure")
+    room, carol, late = start_room_with_held_event(homeserver, alice, remote)
     homeserver.stop()
     homeserver.reconfigure(module=False)
     homeserver.start()
