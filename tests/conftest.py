@@ -60,8 +60,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("deployment", chosen, indirect=True, scope="session")
 
 
-# Before pytest-xdist reads the marks.
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let one process do all tests of a deployment, where several processes run tests."""
     for item in items:
