@@ -11,8 +11,12 @@ away if too many are staged, and ignores all while its join is still under way. 
 after a join we wait until the server is ready, and after each transaction of ours we
 ask how much of it has arrived, before the next one. And if Synapse's queue has sent a
 server a lot at once, as after an outage, we wait until that is read, and send what is
-sticky of it again. That is not the same as asking for each event: the server may have
-fetched one as a mere outlier, and says that it has it.
+sticky of it again.
+
+Nor is it in the room's history then. The server may have refused an event because it
+could not make out at that moment what came before, or have fetched it as a mere outlier
+that no client sees, and says all the same that it has it. So what we sent is checked, a
+moment later and without haste.
 
 Cost follows what is owed. Where nothing is owed, nothing is looked at.
 """
@@ -52,8 +56,6 @@ _MAX_TRIES: Final = 6
 # joining a large room may take minutes. Then it is sent the events all the same, for not
 # every server can be asked.
 _MAX_JOIN_LOOKS: Final = 12
-# How often an event is sent once more that the server may have as an outlier only.
-_SUSPECT_TRIES: Final = 2
 # How often something is tried that a server refused: Synapse reports passing faults
 # so too.
 _MAX_REFUSALS: Final = 4
@@ -69,6 +71,13 @@ _FIRST_LOOK_MS: Final = 40
 _LONGEST_LOOK_MS: Final = 320
 # Hardly any server reads an event in less, and every question keeps it from reading.
 _READ_MS_PER_EVENT: Final = 10
+# How many events are checked at a time, and how often. A receiving Synapse answers ten
+# requests a second before it slows a server down.
+_MAX_CHECKS: Final = 5
+_CHECK_PAUSE_MS: Final = 1_000
+# How long to wait with that, if the server does not tell; and how often, if it does not
+# even answer.
+_CHECK_SILENCE_MS: Final = 10_000
 _MAX_UNANSWERED: Final = 3
 
 
@@ -94,8 +103,9 @@ class _Debtor:
         wakes: how often there was a reason to try at once.
         reminders: how often in a row Synapse's queue was asked to go first.
         tries: of events that were sent in vain.
-        suspects: events that the server said it had before they were sent: perhaps
-            as mere outliers, so that this proves nothing afterwards.
+        unchecked: events that arrived, and are still to be found in the room's history.
+        next_check_ts: not to be checked before.
+        unanswered_checks: how often that was asked in vain.
     """
 
     server_name: str
@@ -108,15 +118,24 @@ class _Debtor:
     reminders: int = 0
     obstacle: str = ""
     tries: dict[str, _Tries] = attr.Factory(dict)
-    suspects: set[str] = attr.Factory(set)
+    unchecked: set[str] = attr.Factory(set)
+    next_check_ts: int = 0
+    unanswered_checks: int = 0
     # For the log.
     paid: int = 0
-    oldest_ts: int = 0
+    oldest_age_ms: int = 0
 
     def come_back(self, at_ts: int, obstacle: str) -> None:
         """To be tried again then."""
         self.next_ts = at_ts
         self.obstacle = obstacle
+
+    def next_ts_of(self, event_id: str) -> int:
+        """When an event is to be tried, or checked."""
+        if event_id in self.unchecked:
+            return self.next_check_ts
+        tries = self.tries.get(event_id)
+        return tries.next_ts if tries else 0
 
     def wake(self) -> None:
         """To be tried at once, also if a try is under way that will fail."""
@@ -174,6 +193,7 @@ class Looper:
                 debtor = self._owe(join.member, join.room_id)
                 # What it did not want before it may want now.
                 debtor.tries.clear()
+                debtor.unchecked.clear()
                 debtor.wake()
         if has_joined:
             self._api.run_as_background_process("sticky_pay", self._tick)
@@ -307,9 +327,9 @@ class Looper:
                 del debtor.rooms[room_id]
                 continue
             waiting = {
-                event.event_id: tries.next_ts
+                event.event_id: next_ts
                 for event in due
-                if (tries := debtor.tries.get(event.event_id)) and tries.next_ts > now_ts
+                if (next_ts := debtor.next_ts_of(event.event_id)) > now_ts
             }
             payable = [event for event in due if event.event_id not in waiting]
             if payable:
@@ -324,7 +344,7 @@ class Looper:
                     "%s has caught up with sticky events: %d sent, the oldest after %.1f s",
                     server_name,
                     debtor.paid,
-                    max(0, now_ts - debtor.oldest_ts) / 1000,
+                    debtor.oldest_age_ms / 1000,
                 )
         return None
 
@@ -335,6 +355,9 @@ class Looper:
         debtor.goes_first |= retry_ts > 0
         if retry_ts > self._now_ts():
             raise CannotReach("Synapse is backing off from it", retry_ts)
+        if unchecked := [event for event in due if event.event_id in debtor.unchecked]:
+            await self._check(debtor, room_id, unchecked[:_MAX_CHECKS])
+            return True
         if self._goes_second(debtor, due) and self._remind_queue(debtor):
             now_ts = self._now_ts()
             debtor.come_back(now_ts + _TICK_MS, "Synapse's own queue is sending to it")
@@ -350,8 +373,6 @@ class Looper:
         unread: list[StickyEvent] = []
         for start in range(0, len(due), MAX_EVENTS_PER_TRANSACTION):
             events = due[start : start + MAX_EVENTS_PER_TRANSACTION]
-            if await self._has_already(server_name, events[-1].event_id):
-                debtor.suspects.add(events[-1].event_id)
             accepted = await self._send(debtor, room_id, events)
             if not accepted:
                 break
@@ -456,26 +477,44 @@ class Looper:
             self._note_failures(debtor, room_id, accepted, problem)
             return False
         self._ledger.note_read(server_name, room_id, last_id)
-        for event in accepted:
-            if event.event_id in debtor.suspects:
-                tries = debtor.tries.setdefault(event.event_id, _Tries())
-                tries.count += 1
-                if tries.count <= _SUSPECT_TRIES:
-                    tries.next_ts = self._now_ts() + _FIRST_PAUSE_MS
-                    continue
-                debtor.suspects.discard(event.event_id)
-            self._ledger.settle(server_name, room_id, [event.event_id])
-            debtor.tries.pop(event.event_id, None)
-            debtor.paid += 1
-            debtor.oldest_ts = min(debtor.oldest_ts or event.position, event.position)
+        now_ts = self._now_ts()
+        debtor.unchecked.update(event.event_id for event in accepted)
+        debtor.next_check_ts = now_ts + _CHECK_PAUSE_MS
+        age_ms = now_ts - accepted[0].position
+        debtor.oldest_age_ms = max(debtor.oldest_age_ms, age_ms)
         return True
 
-    async def _has_already(self, server_name: str, event_id: str) -> bool:
+    async def _check(self, debtor: _Debtor, room_id: str, arrived: list[StickyEvent]) -> None:
+        """Settles those that are in the room's history; the others are to be sent again."""
+        debtor.next_check_ts = self._now_ts() + _CHECK_PAUSE_MS
+        for event in arrived:
+            in_history = await self._is_in_history(debtor, event.event_id)
+            if in_history is None:
+                debtor.next_check_ts = self._now_ts() + _CHECK_SILENCE_MS
+                return
+            debtor.unchecked.discard(event.event_id)
+            if not in_history:
+                problem = "it took the events and does not have them"
+                self._note_failures(debtor, room_id, [event], problem)
+                continue
+            self._ledger.settle(debtor.server_name, room_id, [event.event_id])
+            debtor.tries.pop(event.event_id, None)
+            debtor.paid += 1
+
+    async def _is_in_history(self, debtor: _Debtor, event_id: str) -> bool | None:
+        """Asks a server; one that never answers is believed, and None if it did not yet."""
+        if debtor.unanswered_checks >= _MAX_UNANSWERED:
+            return True
         try:
-            return bool(await self._federation.has_event(server_name, event_id))
-        except CannotReach:
-            # Sending will tell.
-            return False
+            in_history = await self._federation.has_in_history(debtor.server_name, event_id)
+        except CannotReach as error:
+            # Nothing else waits for this answer.
+            debtor.unanswered_checks += 1
+            debtor.obstacle = str(error)
+            return None
+        if in_history is None:
+            debtor.obstacle = "its join is not finished yet"
+        return in_history
 
     async def _has(self, server_name: str, event_id: str, unread: int = 0) -> bool:
         """Asks a server for an event until it has it, for a bounded time.
@@ -487,17 +526,8 @@ class Looper:
         """
         await self._api.sleep(unread * _READ_MS_PER_EVENT / 1000)
         started_ts, pause_ms = self._now_ts(), _FIRST_LOOK_MS
-        unanswered = 0
         while True:
-            try:
-                answer = await self._federation.has_event(server_name, event_id)
-                unanswered = 0
-            except CannotReach:
-                # The first may be a connection that the server has closed meanwhile.
-                unanswered += 1
-                if unanswered >= _MAX_UNANSWERED:
-                    raise
-                answer = False
+            answer = await self._federation.has_event(server_name, event_id)
             waited_ms = self._now_ts() - started_ts
             if answer or (answer is None and waited_ms >= _MAX_SILENCE_MS):
                 return True

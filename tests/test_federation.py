@@ -15,7 +15,8 @@ from tests.federation import (
     wait_until_received,
     wait_until_stored,
 )
-from tests.harness.client import Client
+from tests.harness.client import Client, quote
+from tests.harness.event_format import Event
 from tests.harness.homeserver import Homeserver
 from tests.harness.remote import RemoteServer
 from tests.harness.wait import eventually
@@ -281,6 +282,87 @@ def test_taken_but_thrown_away(homeserver: Homeserver, alice: Client, remote: Re
     remote.join(homeserver, room, "carol")
     wait_until_received(remote, sticky, times=2, timeout_s=40)
     assert forgotten
+
+
+# F1, F5
+@pytest.mark.deployments("sqlite")
+@pytest.mark.parametrize("tells", [True, False], ids=["tells", "does_not_tell"])
+def test_kept_as_an_outlier(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer, tells: bool
+) -> None:
+    """What a server has, and not in the room's history, comes again; if it does not tell, once."""
+    room = create_room(alice)
+    lost, kept = send_sticky(alice, room, 2)
+
+    def in_history(event: Event) -> bool:
+        if not tells:
+            return False
+        return event.event_id != lost or receipts(remote, [lost])[lost] > 1
+
+    remote.has_in_history = in_history
+    remote.join(homeserver, room, "carol")
+    wait_until_received(remote, [kept])
+    wait_until_received(remote, [lost], times=2 if tells else 1)
+    eventually(
+        lambda: sum("timestamp_to_event" in path for _, path in remote.requests) >= 3,
+        what="the questions",
+    )
+    time.sleep(3)
+    assert receipts(remote, [lost, kept]) == {lost: 2 if tells else 1, kept: 1}
+
+
+# F5
+@pytest.mark.deployments("sqlite")
+def test_found_among_others_of_the_same_time(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """An event that a server has is not sent again because it names another one first."""
+    room = create_room(alice)
+    (sticky,) = send_sticky(alice, room)
+    carol = remote.join(homeserver, room, "carol")
+    ts = remote.wait_for(sticky).pdu["origin_server_ts"]
+    remote.remember(
+        remote.create_event(room, "m.room.message", {}, carol, origin_server_ts=ts, depth=1)
+    )
+    eventually(
+        lambda: any(
+            "timestamp_to_event" in path and "dir=b" in path for _, path in remote.requests
+        ),
+        what="the second question",
+    )
+    time.sleep(3)
+    assert receipts(remote, [sticky]) == {sticky: 1}
+
+
+# F5
+@pytest.mark.deployments("sqlite")
+def test_synapse_tells_what_it_has_in_history(
+    homeserver: Homeserver, alice: Client, peer: Homeserver, remote: RemoteServer
+) -> None:
+    """What we ask a server after sending: it finds an event by its time, unless an outlier."""
+    room = create_room(alice)
+    remote.join(homeserver, room, "carol")
+    bob = peer.register()
+    join_via(bob, room, homeserver)
+    wait_until_joined(homeserver, room, bob.user_id)
+    (sticky,) = send_sticky(alice, room)
+    wait_until_stored(peer, room, [sticky])
+    remote.wait_for(sticky)
+
+    def found_at(event_id: str) -> str:
+        ts = remote.event(event_id).pdu["origin_server_ts"]
+        path = f"/_matrix/federation/v1/timestamp_to_event/{quote(room)}"
+        parameters = [("ts", str(ts)), ("dir", "f")]
+        answer = remote.request(peer.server_name, "GET", path, params=parameters)
+        found: str = answer["event_id"]
+        return found
+
+    assert eventually(lambda: found_at(sticky), 10) == sticky
+    ((created, is_outlier),) = peer.query(
+        "SELECT event_id, outlier FROM events WHERE room_id = ? AND type = 'm.room.create'", room
+    )
+    assert is_outlier
+    assert found_at(created) != created
 
 
 # F1, E5, E6

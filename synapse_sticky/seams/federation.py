@@ -38,7 +38,9 @@ from synapse_sticky.seams.events import has_stickiness, sticky_duration_ms
 
 logger = logging.getLogger(__name__)
 
-_EVENT_TIMEOUT_MS: Final = 10_000
+_ANSWER_TIMEOUT_MS: Final = 10_000
+# What a server answers to a question that it does not know, or not from us.
+_NOT_TOLD: Final = frozenset({400, 403, 404, 405, 501})
 
 # An event goes to many servers at about the same time.
 _has_stickiness = lru_cache(maxsize=256)(has_stickiness)
@@ -87,12 +89,16 @@ class CannotReach(Exception):
 
     Attributes:
         retry_ts: until when to leave it alone, if Synapse backs off from it.
+        status: the HTTP status, if it answered; else 0.
         code: the Matrix error code, if it answered with one.
     """
 
-    def __init__(self, reason: str, retry_ts: int | None = None, code: str = "") -> None:
+    def __init__(
+        self, reason: str, retry_ts: int | None = None, status: int = 0, code: str = ""
+    ) -> None:
         super().__init__(reason)
         self.retry_ts = retry_ts
+        self.status = status
         self.code = code
 
 
@@ -138,7 +144,13 @@ class Federation:
         require(self._store, "get_federation_out_pos", "typ")
         require(self._transport, "send_transaction", "transaction")
         require(
-            self._transport.client, "get_json", "destination", "path", "timeout", "ignore_backoff"
+            self._transport.client,
+            "get_json",
+            "destination",
+            "path",
+            "args",
+            "timeout",
+            "ignore_backoff",
         )
         require(
             self._transport.client,
@@ -246,23 +258,72 @@ class Federation:
         Raises:
             CannotReach: if there is no answer.
         """
-        asking = _asking.set(True)
         try:
-            with _as_cannot_reach():
-                await self._transport.client.get_json(
-                    server_name,
-                    path=f"/_matrix/federation/v1/event/{quote(event_id, safe='')}",
-                    timeout=_EVENT_TIMEOUT_MS,
-                    # That it does not answer this is no reason to back off from it.
-                    ignore_backoff=True,
-                )
+            await self._ask(server_name, f"event/{quote(event_id, safe='')}")
         except CannotReach as error:
-            if not error.code:
+            if not error.status:
                 raise
             return None if error.code == Codes.UNABLE_DUE_TO_PARTIAL_STATE else False
+        return True
+
+    async def has_in_history(self, server_name: str, event_id: str) -> bool | None:
+        """Whether a server that has an event has it in the history of its room.
+
+        Asked by the event's time, which passes over outliers and what was rejected. A
+        server that does not name another event in its place is believed: not all can
+        be asked. None as for :meth:`has_event`.
+
+        Raises:
+            CannotReach: if there is no answer.
+        """
+        (event,) = await self._store.get_events_as_list([event_id]) or (None,)
+        if event is None:
+            return True
+        path = f"timestamp_to_event/{quote(event.room_id, safe='')}"
+        # Forwards first: there is the server's own join at least. Several events may
+        # have the same time.
+        for direction in ("f", "b"):
+            args = {"ts": str(event.origin_server_ts), "dir": direction}
+            try:
+                answer = await self._ask(server_name, path, args)
+            except CannotReach as error:
+                if error.code == Codes.UNABLE_DUE_TO_PARTIAL_STATE:
+                    return None
+                if error.status not in _NOT_TOLD:
+                    raise
+                continue
+            if not isinstance(answer, Mapping) or answer.get("event_id") == event_id:
+                return True
+            if answer.get("origin_server_ts") != event.origin_server_ts:
+                return "event_id" not in answer
+        return True
+
+    async def _ask(
+        self, server_name: str, path: str, args: Mapping[str, str] | None = None
+    ) -> object:
+        asking = _asking.set(True)
+        try:
+            try:
+                return await self._get(server_name, path, args)
+            except CannotReach as error:
+                if error.status:
+                    raise
+            # It may have been a connection that the server has closed meanwhile.
+            return await self._get(server_name, path, args)
         finally:
             _asking.reset(asking)
-        return True
+
+    async def _get(self, server_name: str, path: str, args: Mapping[str, str] | None) -> object:
+        with _as_cannot_reach():
+            answer: object = await self._transport.client.get_json(
+                server_name,
+                path=f"/_matrix/federation/v1/{path}",
+                args=args,
+                timeout=_ANSWER_TIMEOUT_MS,
+                # That it does not answer this is no reason to back off from it.
+                ignore_backoff=True,
+            )
+            return answer
 
     async def queued_up_to(self) -> int:
         """The stream ordering up to which Synapse has put events into its queues."""
@@ -372,7 +433,7 @@ def _as_cannot_reach() -> Iterator[None]:
         cause = error.inner_exception if isinstance(error, RequestSendFailed) else error
         if isinstance(cause, HttpResponseException):
             code = cause.to_synapse_error().errcode
-            raise CannotReach(f"it answered {cause.code}", code=code) from error
+            raise CannotReach(f"it answered {cause.code}", None, cause.code, code) from error
         raise CannotReach(type(cause).__name__) from error
 
 

@@ -88,6 +88,8 @@ class RemoteServer:
         # What it says of each event that it is sent. None leaves the event out of the answer;
         # such an event, and one with an "error", it does not take. A test may replace it.
         self.judge: Callable[[Event], JsonDict | None] = lambda event: {}
+        # Whether it has an event that it knows in its room's history, other than as an outlier.
+        self.has_in_history: Callable[[Event], bool] = self._has_in_history
         # How long it takes to answer a transaction.
         self.answers_after_s = 0.0
         # How many transactions came at the same time, at most. Synapse would refuse the second.
@@ -587,6 +589,11 @@ class RemoteServer:
                 return {"auth_chain": [event.pdu for event in chain]}
             case "GET", [("state" | "state_ids") as kind, _]:
                 return self._answer_state(parameters["event_id"][0], full=kind == "state")
+            case "GET", ["timestamp_to_event", room_id]:
+                (ts,), (direction,) = parameters["ts"], parameters["dir"]
+                event = self._event_at(room_id, int(ts), backwards=direction == "b")
+                ts = event.pdu["origin_server_ts"]
+                return {"event_id": event.event_id, "origin_server_ts": ts}
             case "GET", ["query", "profile"]:
                 return {"displayname": parameters["user_id"][0]}
             case "GET", ["user", "devices", user_id]:
@@ -607,6 +614,22 @@ class RemoteServer:
                 answer = self._answer_send_join(room_id, body)
                 return answer if version == "v2" else [200, answer]
         raise _NotFound("/".join(parts))
+
+    def _has_in_history(self, event: Event) -> bool:
+        return event.event_id in self._state_before
+
+    def _event_at(self, room_id: str, ts: int, *, backwards: bool) -> Event:
+        """The event in a room's history nearest to a time, in ms since the epoch."""
+        sign = -1 if backwards else 1
+        events = [
+            (sign * (event.pdu["origin_server_ts"] - ts), sign * event.pdu["depth"], event_id)
+            for event_id, event in self._events.items()
+            if event.room_id == room_id and self.has_in_history(event)
+        ]
+        later = [event for event in events if event[0] >= 0]
+        if not later:
+            raise _NotFound(room_id)
+        return self._events[min(later)[2]]
 
     def _keys(self) -> JsonDict:
         key = get_verify_key(self.signing_key)
