@@ -13,10 +13,10 @@ ask how much of it has arrived, before the next one. And if Synapse's queue has 
 server a lot at once, as after an outage, we wait until that is read, and send what is
 sticky of it again.
 
-Nor is it in the room's history then. The server may have refused an event because it
-could not make out at that moment what came before, or have fetched it as a mere outlier
-that no client sees, and says all the same that it has it. So what we sent is checked, a
-moment later and without haste.
+A server that has an event need not have it in the room's history. It may have refused
+it, because it could not make out at that moment what came before, and have fetched it as
+a mere outlier, which no client sees. So what we sent is checked: a moment later, without
+haste, and so that nothing else waits for it.
 
 Cost follows what is owed. Where nothing is owed, nothing is looked at.
 """
@@ -71,14 +71,16 @@ _FIRST_LOOK_MS: Final = 40
 _LONGEST_LOOK_MS: Final = 320
 # Hardly any server reads an event in less, and every question keeps it from reading.
 _READ_MS_PER_EVENT: Final = 10
-# How many events are checked at a time, and how often. A receiving Synapse answers ten
-# requests a second before it slows a server down.
+# How many events are checked at a time, with one question or two for each, and how often.
+# A receiving Synapse answers ten requests a second before it slows a server down.
 _MAX_CHECKS: Final = 5
 _CHECK_PAUSE_MS: Final = 1_000
-# How long to wait with that, if the server does not tell; and how often, if it does not
-# even answer.
+# How long to wait with that, if the server does not tell; and how often in a row, if it
+# does not even answer.
 _CHECK_SILENCE_MS: Final = 10_000
 _MAX_UNANSWERED: Final = 3
+
+_DOES_NOT_HAVE: Final = "it took the events and does not have them"
 
 
 @attr.s(slots=True, auto_attribs=True)
@@ -103,9 +105,10 @@ class _Debtor:
         wakes: how often there was a reason to try at once.
         reminders: how often in a row Synapse's queue was asked to go first.
         tries: of events that were sent in vain.
-        unchecked: events that arrived, and are still to be found in the room's history.
+        unchecked: events, by ID, that arrived and are still to be found in the history of
+            their rooms; in the order in which that is asked.
         next_check_ts: not to be checked before.
-        unanswered_checks: how often that was asked in vain.
+        unanswered_checks: how often in a row there was no answer to that.
     """
 
     server_name: str
@@ -118,7 +121,8 @@ class _Debtor:
     reminders: int = 0
     obstacle: str = ""
     tries: dict[str, _Tries] = attr.Factory(dict)
-    unchecked: set[str] = attr.Factory(set)
+    unchecked: dict[str, StickyEvent] = attr.Factory(dict)
+    checking: bool = False
     next_check_ts: int = 0
     unanswered_checks: int = 0
     # For the log.
@@ -130,12 +134,12 @@ class _Debtor:
         self.next_ts = at_ts
         self.obstacle = obstacle
 
-    def next_ts_of(self, event_id: str) -> int:
-        """When an event is to be tried, or checked."""
-        if event_id in self.unchecked:
-            return self.next_check_ts
-        tries = self.tries.get(event_id)
-        return tries.next_ts if tries else 0
+    def take_unchecked(self, room_id: str) -> dict[str, StickyEvent]:
+        """The unchecked events of a room, which are so no more."""
+        taken = {e.event_id: e for e in self.unchecked.values() if e.room_id == room_id}
+        for event_id in taken:
+            del self.unchecked[event_id]
+        return taken
 
     def wake(self) -> None:
         """To be tried at once, also if a try is under way that will fail."""
@@ -193,7 +197,7 @@ class Looper:
                 debtor = self._owe(join.member, join.room_id)
                 # What it did not want before it may want now.
                 debtor.tries.clear()
-                debtor.unchecked.clear()
+                debtor.take_unchecked(join.room_id)
                 debtor.wake()
         if has_joined:
             self._api.run_as_background_process("sticky_pay", self._tick)
@@ -252,6 +256,7 @@ class Looper:
                 await self._look_into(room_id)
             self._has_looked = True
             self._start_payments()
+            self._start_checks()
         except Exception:
             logger.exception("Cannot look for servers that are owed sticky events; trying again")
         finally:
@@ -291,6 +296,17 @@ class Looper:
                 paying += 1
                 self._api.run_as_background_process("sticky_pay_server", self._pay, debtor)
 
+    def _start_checks(self) -> None:
+        now_ts = self._now_ts()
+        checking = sum(debtor.checking for debtor in self._debtors.values())
+        for debtor in self._debtors.values():
+            if checking >= self._max_servers:
+                return
+            if debtor.unchecked and not debtor.checking and debtor.next_check_ts <= now_ts:
+                debtor.checking = True
+                checking += 1
+                self._api.run_as_background_process("sticky_check_server", self._check, debtor)
+
     # Paying one server.
 
     async def _pay(self, debtor: _Debtor) -> None:
@@ -325,18 +341,23 @@ class Looper:
                 due = []
             if not due:
                 del debtor.rooms[room_id]
+                debtor.take_unchecked(room_id)
                 continue
+            unpaid = [event for event in due if event.event_id not in debtor.unchecked]
             waiting = {
-                event.event_id: next_ts
-                for event in due
-                if (next_ts := debtor.next_ts_of(event.event_id)) > now_ts
+                event.event_id: tries.next_ts
+                for event in unpaid
+                if (tries := debtor.tries.get(event.event_id)) and tries.next_ts > now_ts
             }
-            payable = [event for event in due if event.event_id not in waiting]
+            payable = [event for event in unpaid if event.event_id not in waiting]
             if payable:
                 return room_id, payable[:_MAX_EVENTS_PER_VISIT]
             later_ts += waiting.values()
         if later_ts:
             debtor.next_ts = min(later_ts)
+        elif debtor.unchecked:
+            debtor.come_back(now_ts + _CHECK_PAUSE_MS, "it is asked whether it kept the events")
+            debtor.goes_first, debtor.precedence_ends_ts = False, 0
         elif not debtor.rooms:
             self._debtors.pop(server_name)
             if debtor.paid:
@@ -355,9 +376,6 @@ class Looper:
         debtor.goes_first |= retry_ts > 0
         if retry_ts > self._now_ts():
             raise CannotReach("Synapse is backing off from it", retry_ts)
-        if unchecked := [event for event in due if event.event_id in debtor.unchecked]:
-            await self._check(debtor, room_id, unchecked[:_MAX_CHECKS])
-            return True
         if self._goes_second(debtor, due) and self._remind_queue(debtor):
             now_ts = self._now_ts()
             debtor.come_back(now_ts + _TICK_MS, "Synapse's own queue is sending to it")
@@ -472,48 +490,65 @@ class Looper:
         It reads them in order: if it has the last one it had its chance with all.
         """
         server_name, last_id = debtor.server_name, accepted[-1].event_id
-        if not await self._has(server_name, last_id, len(accepted)):
-            problem = "it took the events and does not have them"
-            self._note_failures(debtor, room_id, accepted, problem)
+        try:
+            has_arrived = await self._has(server_name, last_id, len(accepted))
+        except CannotReach as error:
+            self._note_failures(debtor, room_id, accepted, str(error))
+            raise
+        if not has_arrived:
+            self._note_failures(debtor, room_id, accepted, _DOES_NOT_HAVE)
             return False
         self._ledger.note_read(server_name, room_id, last_id)
         now_ts = self._now_ts()
-        debtor.unchecked.update(event.event_id for event in accepted)
-        debtor.next_check_ts = now_ts + _CHECK_PAUSE_MS
-        age_ms = now_ts - accepted[0].position
-        debtor.oldest_age_ms = max(debtor.oldest_age_ms, age_ms)
+        debtor.unchecked.update((event.event_id, event) for event in accepted)
+        debtor.next_check_ts = max(debtor.next_check_ts, now_ts + _CHECK_PAUSE_MS)
+        debtor.oldest_age_ms = max(debtor.oldest_age_ms, now_ts - accepted[0].position)
         return True
 
-    async def _check(self, debtor: _Debtor, room_id: str, arrived: list[StickyEvent]) -> None:
-        """Settles those that are in the room's history; the others are to be sent again."""
-        debtor.next_check_ts = self._now_ts() + _CHECK_PAUSE_MS
-        for event in arrived:
-            in_history = await self._is_in_history(debtor, event.event_id)
-            if in_history is None:
-                debtor.next_check_ts = self._now_ts() + _CHECK_SILENCE_MS
-                return
-            debtor.unchecked.discard(event.event_id)
-            if not in_history:
-                problem = "it took the events and does not have them"
-                self._note_failures(debtor, room_id, [event], problem)
-                continue
-            self._ledger.settle(debtor.server_name, room_id, [event.event_id])
-            debtor.tries.pop(event.event_id, None)
-            debtor.paid += 1
+    # Checking one server.
+
+    async def _check(self, debtor: _Debtor) -> None:
+        """Settles events that are in their room's history; others are to be sent again."""
+        pause_ms = _CHECK_PAUSE_MS
+        try:
+            room_id = next(iter(debtor.unchecked.values())).room_id
+            events = [event for event in debtor.unchecked.values() if event.room_id == room_id]
+            missing = []
+            for event in events[:_MAX_CHECKS]:
+                in_history = await self._is_in_history(debtor, event.event_id)
+                if event.event_id not in debtor.unchecked:
+                    # The server has joined again: it is owed it again.
+                    continue
+                if in_history is None:
+                    # The other rooms come first next time.
+                    debtor.unchecked.update(debtor.take_unchecked(room_id))
+                    pause_ms = _CHECK_SILENCE_MS
+                    break
+                del debtor.unchecked[event.event_id]
+                if not in_history:
+                    missing.append(event)
+                    continue
+                self._ledger.settle(debtor.server_name, room_id, [event.event_id])
+                debtor.tries.pop(event.event_id, None)
+                debtor.paid += 1
+            self._note_failures(debtor, room_id, missing, _DOES_NOT_HAVE)
+        except Exception:
+            logger.exception("Cannot check what %s has; trying again", debtor.server_name)
+            pause_ms = _LONGEST_PAUSE_MS
+        finally:
+            debtor.checking = False
+            debtor.next_check_ts = self._now_ts() + pause_ms
 
     async def _is_in_history(self, debtor: _Debtor, event_id: str) -> bool | None:
-        """Asks a server; one that never answers is believed, and None if it did not yet."""
+        """Asks a server; one that does not answer is believed after some time. None until then."""
         if debtor.unanswered_checks >= _MAX_UNANSWERED:
             return True
         try:
             in_history = await self._federation.has_in_history(debtor.server_name, event_id)
-        except CannotReach as error:
-            # Nothing else waits for this answer.
+        except CannotReach:
             debtor.unanswered_checks += 1
-            debtor.obstacle = str(error)
             return None
-        if in_history is None:
-            debtor.obstacle = "its join is not finished yet"
+        debtor.unanswered_checks = 0
         return in_history
 
     async def _has(self, server_name: str, event_id: str, unread: int = 0) -> bool:

@@ -311,27 +311,45 @@ def test_kept_as_an_outlier(
     assert receipts(remote, [lost, kept]) == {lost: 2 if tells else 1, kept: 1}
 
 
-# F5
+# F1, F5
 @pytest.mark.deployments("sqlite")
-def test_found_among_others_of_the_same_time(
-    homeserver: Homeserver, alice: Client, remote: RemoteServer
+@pytest.mark.parametrize(("others", "times"), [(1, 2), (2, 1)], ids=["one", "two"])
+def test_events_of_the_same_time(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer, others: int, times: int
 ) -> None:
-    """An event that a server has is not sent again because it names another one first."""
+    """An event between two of the same time cannot be asked for, and is believed to be there."""
     room = create_room(alice)
     (sticky,) = send_sticky(alice, room)
+    remote.has_in_history = lambda event: (
+        event.event_id != sticky or receipts(remote, [sticky])[sticky] > 1
+    )
     carol = remote.join(homeserver, room, "carol")
     ts = remote.wait_for(sticky).pdu["origin_server_ts"]
-    remote.remember(
-        remote.create_event(room, "m.room.message", {}, carol, origin_server_ts=ts, depth=1)
-    )
-    eventually(
-        lambda: any(
-            "timestamp_to_event" in path and "dir=b" in path for _, path in remote.requests
-        ),
-        what="the second question",
-    )
+    for _ in range(others):
+        remote.remember(remote.create_event(room, "m.room.message", {}, carol, origin_server_ts=ts))
+    wait_until_received(remote, [sticky], times)
     time.sleep(3)
-    assert receipts(remote, [sticky]) == {sticky: 1}
+    assert receipts(remote, [sticky]) == {sticky: times}
+
+
+# F5
+@pytest.mark.deployments("sqlite")
+def test_nothing_waits_for_checks(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """While a server does not tell what it has in one room it is paid in others, and all once."""
+    remote.finds_after_s = 60
+    rooms = [create_room(alice) for _ in range(3)]
+    sticky = []
+    for room in rooms:
+        events = send_sticky(alice, room, 10)
+        remote.join(homeserver, room, "carol")
+        wait_until_received(remote, events, timeout_s=5)
+        sticky += events
+        # It is being asked by now.
+        time.sleep(2)
+    assert any("timestamp_to_event" in path for _, path in remote.requests)
+    assert receipts(remote, sticky) == dict.fromkeys(sticky, 1)
 
 
 # F5

@@ -39,8 +39,8 @@ from synapse_sticky.seams.events import has_stickiness, sticky_duration_ms
 logger = logging.getLogger(__name__)
 
 _ANSWER_TIMEOUT_MS: Final = 10_000
-# What a server answers to a question that it does not know, or not from us.
-_NOT_TOLD: Final = frozenset({400, 403, 404, 405, 501})
+# What a server answers that finds nothing, or does not know the question.
+_FINDS_NOTHING: Final = frozenset({400, 404, 405, 501})
 
 # An event goes to many servers at about the same time.
 _has_stickiness = lru_cache(maxsize=256)(has_stickiness)
@@ -270,8 +270,8 @@ class Federation:
         """Whether a server that has an event has it in the history of its room.
 
         Asked by the event's time, which passes over outliers and what was rejected. A
-        server that does not name another event in its place is believed: not all can
-        be asked. None as for :meth:`has_event`.
+        server whose answers do not rule it out is believed: not all can be asked. None
+        as for :meth:`has_event`.
 
         Raises:
             CannotReach: if there is no answer.
@@ -280,8 +280,9 @@ class Federation:
         if event is None:
             return True
         path = f"timestamp_to_event/{quote(event.room_id, safe='')}"
-        # Forwards first: there is the server's own join at least. Several events may
-        # have the same time.
+        # Of several events of the same time these name the first and the last. Forwards
+        # first: a server that has just joined finds its own join at least.
+        named = set()
         for direction in ("f", "b"):
             args = {"ts": str(event.origin_server_ts), "dir": direction}
             try:
@@ -289,13 +290,20 @@ class Federation:
             except CannotReach as error:
                 if error.code == Codes.UNABLE_DUE_TO_PARTIAL_STATE:
                     return None
-                if error.status not in _NOT_TOLD:
+                if error.code == Codes.UNRECOGNIZED:
+                    return True
+                if error.status not in _FINDS_NOTHING:
                     raise
                 continue
-            if not isinstance(answer, Mapping) or answer.get("event_id") == event_id:
+            if not isinstance(answer, Mapping) or not isinstance(answer.get("event_id"), str):
+                return True
+            if answer["event_id"] == event_id:
                 return True
             if answer.get("origin_server_ts") != event.origin_server_ts:
-                return "event_id" not in answer
+                return False
+            if answer["event_id"] in named:
+                return False
+            named.add(answer["event_id"])
         return True
 
     async def _ask(
@@ -433,7 +441,8 @@ def _as_cannot_reach() -> Iterator[None]:
         cause = error.inner_exception if isinstance(error, RequestSendFailed) else error
         if isinstance(cause, HttpResponseException):
             code = cause.to_synapse_error().errcode
-            raise CannotReach(f"it answered {cause.code}", None, cause.code, code) from error
+            reason = f"it answered {cause.code}"
+            raise CannotReach(reason, status=cause.code, code=code) from error
         raise CannotReach(type(cause).__name__) from error
 
 

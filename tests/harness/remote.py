@@ -90,8 +90,9 @@ class RemoteServer:
         self.judge: Callable[[Event], JsonDict | None] = lambda event: {}
         # Whether it has an event that it knows in its room's history, other than as an outlier.
         self.has_in_history: Callable[[Event], bool] = self._has_in_history
-        # How long it takes to answer a transaction.
+        # How long it takes to answer a transaction, and a question for the event at some time.
         self.answers_after_s = 0.0
+        self.finds_after_s = 0.0
         # How many transactions came at the same time, at most. Synapse would refuse the second.
         self.most_transactions_at_once = 0
         self._transactions_now = 0
@@ -569,6 +570,8 @@ class RemoteServer:
             case "PUT", "_matrix", ["federation", "v1", "send", _]:
                 return self._answer_transaction(body)
             case _, "_matrix", ["federation", ("v1" | "v2") as version, *rest]:
+                if rest[0] == "timestamp_to_event":
+                    time.sleep(self.finds_after_s)
                 with self._changed:
                     return self._answer_federation(method, version, rest, parameters, body)
         raise _NotFound(target)
