@@ -538,6 +538,8 @@ class Looper:
         finally:
             debtor.checking = False
             debtor.next_check_ts = self._now_ts() + pause_ms
+            if not debtor.unchecked:
+                debtor.next_ts = 0
 
     async def _is_in_history(self, debtor: _Debtor, event_id: str) -> bool | None:
         """Asks a server; one that does not answer is believed after some time. None until then."""
