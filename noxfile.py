@@ -51,7 +51,7 @@ def tests(session: nox.Session, synapse: str) -> None:
     if synapse == OLDEST:
         # Workers use PostgreSQL too. What takes longest there is left to the newest Synapse.
         what = "not (workers and (test_faults or test_federation_faults))"
-        arguments = ["--deployments", "sqlite,workers", "--kills=10", "-k", what, *arguments]
+        arguments = ["--deployments", "sqlite,workers", "--kills=5", "-k", what, *arguments]
     _run_suite(session, synapse, arguments)
 
 

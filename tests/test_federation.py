@@ -150,6 +150,7 @@ def test_server_that_joins_again(
 
 
 # F1
+@pytest.mark.deployments("sqlite")
 def test_another_user_of_a_server(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:
@@ -183,6 +184,7 @@ def test_nothing_is_sent_twice(homeserver: Homeserver, alice: Client, remote: Re
 
 
 # F4
+@pytest.mark.deployments("sqlite")
 def test_limits_of_transactions(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:
@@ -232,6 +234,7 @@ def test_refused_events(homeserver: Homeserver, alice: Client, remote: RemoteSer
 
 
 # F7
+@pytest.mark.deployments("sqlite")
 def test_passing_refusals(homeserver: Homeserver, alice: Client, remote: RemoteServer) -> None:
     """What was refused once is taken at the next try."""
     room = create_room(alice)
@@ -244,6 +247,7 @@ def test_passing_refusals(homeserver: Homeserver, alice: Client, remote: RemoteS
 
 
 # F1
+@pytest.mark.deployments("sqlite")
 def test_room_that_the_server_does_not_know_yet(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:

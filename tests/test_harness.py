@@ -4,12 +4,15 @@ import json
 
 import pytest
 
-from tests.conftest import MakeHomeserver
+from tests.conftest import DEPLOYMENTS, MakeHomeserver
 from tests.harness.client import Client, JsonDict
 from tests.harness.event_format import Event, event_from_pdu
 from tests.harness.homeserver import Homeserver
 from tests.harness.remote import ABSENT, RemoteServer
 from tests.harness.wait import eventually
+
+# What most of them look at is the same on every deployment.
+pytestmark = pytest.mark.deployments("sqlite")
 
 
 def membership(reader: Client, room_id: str, user_id: str) -> str:
@@ -25,6 +28,7 @@ def _joined_timeline(answer: JsonDict, room_id: str) -> list[str]:
     return [event["event_id"] for event in room.get("timeline", {}).get("events", [])]
 
 
+@pytest.mark.deployments(*DEPLOYMENTS)
 def test_users_send_and_sync(homeserver: Homeserver, alice: Client, bob: Client, room: str) -> None:
     """What one user sends the other one reads, with either kind of sync."""
     event_id = alice.send(room, {"msgtype": "m.text", "body": "hello"})
