@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from benchmarks.clock import resident_bytes
 from benchmarks.growth import seed_changes
 from benchmarks.server import Server
-from synapse_sticky.index import StickyIndex
+from synapse_sticky.deliverable.index import StickyIndex
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,20 @@ from functools import partial
 from synapse.module_api import ModuleApi
 from synapse.module_api.errors import ConfigError
 
-from synapse_sticky.admission import Admission
+from synapse_sticky.clients.delivery import Delivery
 from synapse_sticky.config import StickyEventsConfig
-from synapse_sticky.debts import Debt, Debts
-from synapse_sticky.delivery import Delivery
-from synapse_sticky.index import StickyIndex
-from synapse_sticky.indexer import Indexer
-from synapse_sticky.ledger import Ledger
-from synapse_sticky.looper import Looper
-from synapse_sticky.reader import IndexReader
-from synapse_sticky.rechecks import Rechecks
-from synapse_sticky.seams import events, extremities, sending, sliding_sync, sync
+from synapse_sticky.deliverable.index import StickyIndex
+from synapse_sticky.deliverable.reader import IndexReader
+from synapse_sticky.hooks import extremities, sending, sliding_sync, sync
+from synapse_sticky.hooks.visibility import (
+    filter_bundled_aggregations,
+    lift_history_visibility,
+    lift_history_visibility_for_servers,
+)
+from synapse_sticky.noticing.admission import Admission
+from synapse_sticky.noticing.indexer import Indexer
+from synapse_sticky.noticing.rechecks import Rechecks
+from synapse_sticky.seams import events
 from synapse_sticky.seams.authorisation import CurrentStateCheck
 from synapse_sticky.seams.background import News, call_later, homeserver_of
 from synapse_sticky.seams.checks import check_synapse_version
@@ -31,11 +34,9 @@ from synapse_sticky.seams.streams import (
     on_new_events,
     on_stream_change,
 )
-from synapse_sticky.seams.visibility import (
-    filter_bundled_aggregations,
-    lift_history_visibility,
-    lift_history_visibility_for_servers,
-)
+from synapse_sticky.servers.debts import Debt, Debts
+from synapse_sticky.servers.ledger import Ledger
+from synapse_sticky.servers.looper import Looper
 from synapse_sticky.storage.migrations import migrate
 from synapse_sticky.storage.store import StickyStore, load_index
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from synapse_sticky.names import DURATION_KEY, QUERY_PARAMETER
+from synapse_sticky.protocol import DURATION_KEY, QUERY_PARAMETER
 
 MAX_DURATION_MS: Final = 3_600_000
 """The longest that any event is sticky: one hour."""

@@ -18,7 +18,7 @@ from synapse.server import HomeServer
 from synapse.types import JsonDict
 
 from synapse_sticky import stickiness
-from synapse_sticky.names import EVENT_KEY, REMAINING_KEY
+from synapse_sticky.protocol import EVENT_KEY, REMAINING_KEY
 from synapse_sticky.seams.checks import require
 
 ClientEvent = Any

@@ -16,10 +16,10 @@ from synapse.module_api import LoggingTransaction
 from synapse.server import HomeServer
 from synapse.types import PersistedEventPosition, StreamKeyType, StreamToken
 
-from synapse_sticky.names import EVENT_KEY
+from synapse_sticky.clients.since import Since
+from synapse_sticky.protocol import EVENT_KEY
+from synapse_sticky.seams.bounds import Bounds
 from synapse_sticky.seams.checks import require
-from synapse_sticky.streams import Bounds
-from synapse_sticky.tokens import Since
 
 logger = logging.getLogger(__name__)
 

@@ -1,2 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Our tables: their migrations, and all SQL that reads or writes them or Synapse's."""
+"""Our own tables, and their migrations.
+
+Rows go in and come out; nothing here knows what they are for.
+"""

@@ -10,10 +10,10 @@ import attr
 from synapse.module_api import LoggingTransaction, ModuleApi
 
 from synapse_sticky import stickiness
-from synapse_sticky.index import EventChange, JoinChange, StickyIndex
-from synapse_sticky.names import EVENT_KEY
-from synapse_sticky.streams import Bounds, Range, Stream
-from synapse_sticky.watermarks import WatermarkRow
+from synapse_sticky.deliverable.index import EventChange, JoinChange, StickyIndex
+from synapse_sticky.protocol import EVENT_KEY
+from synapse_sticky.seams.bounds import Bounds, Range, Stream
+from synapse_sticky.servers.watermarks import WatermarkRow
 
 logger = logging.getLogger(__name__)
 

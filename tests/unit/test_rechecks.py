@@ -7,7 +7,7 @@ import attr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synapse_sticky.rechecks import Rechecks
+from synapse_sticky.noticing.rechecks import Rechecks
 from synapse_sticky.seams.authorisation import CurrentStateCheck
 from synapse_sticky.storage.store import Held, StateChange
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synapse_sticky.staging import Staging
+from synapse_sticky.servers.staging import Staging
 
 SERVER, ROOM = "b.example", "!r:a.example"
 NOW_TS = 1_700_000_000_000

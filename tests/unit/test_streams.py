@@ -7,7 +7,7 @@ import attr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synapse_sticky.streams import Bounds, Range, Stream, in_steps, unread
+from synapse_sticky.seams.bounds import Bounds, Range, Stream, in_steps, unread
 
 WRITERS = ["persister1", "persister2", "persister3"]
 FORWARDS = {Stream.EVENTS, Stream.UN_PARTIAL_STATED}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from synapse_sticky.tokens import MAX_POSITION, Since
+from synapse_sticky.clients.since import MAX_POSITION, Since
 
 EXTENSION = "org.matrix.msc4354.sticky_events"
 

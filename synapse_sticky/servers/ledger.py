@@ -10,12 +10,12 @@ import logging
 from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
-from synapse_sticky.index import EventChange, StickyEvent
-from synapse_sticky.reader import IndexReader
+from synapse_sticky.deliverable.index import EventChange, StickyEvent
+from synapse_sticky.deliverable.reader import IndexReader
 from synapse_sticky.seams.federation import Accepted
-from synapse_sticky.staging import Staging
+from synapse_sticky.servers.staging import Staging
+from synapse_sticky.servers.watermarks import Watermarks
 from synapse_sticky.storage.store import StickyStore
-from synapse_sticky.watermarks import Watermarks
 
 logger = logging.getLogger(__name__)
 

@@ -18,10 +18,11 @@ import attr
 from synapse.module_api import ModuleApi
 from synapse.types import get_domain_from_id
 
-from synapse_sticky.admission import Admission, HeldReason
 from synapse_sticky.config import StickyEventsConfig
-from synapse_sticky.reader import IndexReader
-from synapse_sticky.rechecks import Rechecks
+from synapse_sticky.deliverable.reader import IndexReader
+from synapse_sticky.noticing.admission import Admission, HeldReason
+from synapse_sticky.noticing.rechecks import Rechecks
+from synapse_sticky.seams.bounds import Bounds, in_steps, unread
 from synapse_sticky.seams.streams import StreamBounds
 from synapse_sticky.storage.store import (
     Admitted,
@@ -31,7 +32,6 @@ from synapse_sticky.storage.store import (
     LostRace,
     StickyStore,
 )
-from synapse_sticky.streams import Bounds, in_steps, unread
 
 logger = logging.getLogger(__name__)
 

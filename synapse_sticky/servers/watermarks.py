@@ -13,7 +13,7 @@ from typing import Final
 
 import attr
 
-from synapse_sticky.index import StickyEvent, StickyIndex
+from synapse_sticky.deliverable.index import StickyEvent, StickyIndex
 from synapse_sticky.stickiness import MAX_DURATION_MS
 
 _NOTHING_SETTLED: Final = -1

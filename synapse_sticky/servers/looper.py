@@ -29,10 +29,10 @@ import attr
 from synapse.module_api import ModuleApi
 
 from synapse_sticky.config import StickyEventsConfig
-from synapse_sticky.index import StickyEvent
-from synapse_sticky.ledger import Ledger
-from synapse_sticky.reader import IndexReader
+from synapse_sticky.deliverable.index import StickyEvent
+from synapse_sticky.deliverable.reader import IndexReader
 from synapse_sticky.seams.federation import Accepted, CannotReach, Federation
+from synapse_sticky.servers.ledger import Ledger
 from synapse_sticky.storage.store import Changes
 
 logger = logging.getLogger(__name__)

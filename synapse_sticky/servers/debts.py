@@ -5,13 +5,13 @@ import enum
 
 import attr
 
-from synapse_sticky.index import StickyEvent
-from synapse_sticky.ledger import Ledger
-from synapse_sticky.looper import Looper
-from synapse_sticky.reader import IndexReader
+from synapse_sticky.deliverable.index import StickyEvent
+from synapse_sticky.deliverable.reader import IndexReader
 from synapse_sticky.seams.federation import Federation
+from synapse_sticky.servers.ledger import Ledger
+from synapse_sticky.servers.looper import Looper
+from synapse_sticky.servers.watermarks import Watermarks
 from synapse_sticky.storage.store import StickyStore
-from synapse_sticky.watermarks import Watermarks
 
 
 class Reason(enum.Enum):

@@ -14,9 +14,9 @@ from synapse.rest.client import room, versions
 from synapse.server import HomeServer
 from synapse.types import JsonDict
 
-from synapse_sticky.names import QUERY_PARAMETER, VERSIONS_FLAG
+from synapse_sticky.hooks.classes import use_instead
+from synapse_sticky.protocol import QUERY_PARAMETER, VERSIONS_FLAG
 from synapse_sticky.seams.checks import require
-from synapse_sticky.seams.classes import use_instead
 from synapse_sticky.stickiness import parse_duration_parameter
 
 

@@ -26,7 +26,7 @@ from typing import Final
 
 import attr
 
-from synapse_sticky.names import SLIDING_SYNC_EXTENSION
+from synapse_sticky.protocol import SLIDING_SYNC_EXTENSION
 
 _POSITION_BITS: Final = 48
 _CHECKSUM_BITS: Final = 16

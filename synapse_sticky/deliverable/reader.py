@@ -14,13 +14,13 @@ from typing import Final
 from synapse.module_api import ModuleApi
 
 from synapse_sticky import stickiness
+from synapse_sticky.clients.since import Since
 from synapse_sticky.config import StickyEventsConfig
-from synapse_sticky.index import StickyIndex
+from synapse_sticky.deliverable.index import StickyIndex
 from synapse_sticky.seams.background import News
 from synapse_sticky.seams.events import EventSource
 from synapse_sticky.seams.streams import Waker
 from synapse_sticky.storage.store import Changes, StickyStore
-from synapse_sticky.tokens import Since
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, S
 
 import attr
 
-from synapse_sticky.index import Due, StickyEvent
-from synapse_sticky.reader import IndexReader
+from synapse_sticky.clients.page import first_due_with, next_page_end
+from synapse_sticky.clients.since import MAX_POSITION, Since
+from synapse_sticky.deliverable.index import Due, StickyEvent
+from synapse_sticky.deliverable.reader import IndexReader
 from synapse_sticky.seams.events import (
     ClientEvent,
     EventSource,
@@ -18,8 +20,6 @@ from synapse_sticky.seams.events import (
     has_stickiness,
     sticky_duration_ms,
 )
-from synapse_sticky.section import first_due_with, next_page_end
-from synapse_sticky.tokens import MAX_POSITION, Since
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)

@@ -16,7 +16,7 @@ from synapse.server import HomeServer
 from synapse.types import JsonDict
 from synapse.util.stringutils import parse_and_validate_server_name
 
-from synapse_sticky.names import EXTREMITIES_PREFIX
+from synapse_sticky.protocol import EXTREMITIES_PREFIX
 from synapse_sticky.seams.checks import require
 
 logger = logging.getLogger(__name__)

@@ -26,14 +26,14 @@ from synapse.server import HomeServer
 from synapse.types import JsonDict
 from synapse.types.handlers.sliding_sync import SlidingSyncResult
 
-from synapse_sticky.delivery import Delivery
-from synapse_sticky.names import SLIDING_SYNC_EXTENSION
+from synapse_sticky.clients.delivery import Delivery
+from synapse_sticky.clients.page import MAX_EVENTS
+from synapse_sticky.clients.since import Since
+from synapse_sticky.hooks.classes import use_instead
+from synapse_sticky.protocol import SLIDING_SYNC_EXTENSION
 from synapse_sticky.seams.checks import require
-from synapse_sticky.seams.classes import use_instead
 from synapse_sticky.seams.events import ClientEvent, EventSource
 from synapse_sticky.seams.streams import covered_by, with_since
-from synapse_sticky.section import MAX_EVENTS
-from synapse_sticky.tokens import Since
 
 
 @attr.s(slots=True, auto_attribs=True)

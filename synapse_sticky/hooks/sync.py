@@ -18,13 +18,13 @@ from synapse.rest.client import sync as sync_rest
 from synapse.server import HomeServer
 from synapse.types import JsonDict
 
-from synapse_sticky.delivery import Delivery
-from synapse_sticky.names import SYNC_SECTION
+from synapse_sticky.clients.delivery import Delivery
+from synapse_sticky.clients.since import MAX_NAMES_IN_ADDRESS, Since
+from synapse_sticky.hooks.classes import use_instead
+from synapse_sticky.protocol import SYNC_SECTION
 from synapse_sticky.seams.checks import require
-from synapse_sticky.seams.classes import use_instead
 from synapse_sticky.seams.events import ClientEvent, EventSource
 from synapse_sticky.seams.streams import covered_by, since_of, with_since
-from synapse_sticky.tokens import MAX_NAMES_IN_ADDRESS, Since
 
 
 @attr.s(slots=True, auto_attribs=True, kw_only=True)

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Sequence, Set
 from typing import Final
 
-from synapse_sticky.index import Due
+from synapse_sticky.deliverable.index import Due
 
 MAX_EVENTS: Final = 100
 """How many sticky events one response carries at most."""
