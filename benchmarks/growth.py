@@ -16,7 +16,7 @@ from benchmarks.measure import Scenario
 from benchmarks.scenarios import IdleSync, Sync
 from benchmarks.server import STICKY, Server
 from benchmarks.world import World, copy_server
-from synapse_sticky.deliverable.index import EventChange
+from synapse_sticky.storage.rows import EventChange
 
 ROOMS: Final = 1_000
 """In how many rooms the events are. No user of ours is in any of them."""

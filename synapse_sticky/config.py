@@ -12,7 +12,7 @@ from typing import Final
 import attr
 from synapse.module_api.errors import ConfigError
 
-from synapse_sticky.clients.page import MAX_EVENTS
+from synapse_sticky.protocol import MAX_EVENTS
 
 _UNITS_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}
 _DURATION = re.compile(r"([0-9]{1,9})(ms|s|m|h)")

@@ -2,7 +2,6 @@
 """The module that Synapse loads. It only wires the parts together."""
 
 import logging
-from functools import partial
 
 from synapse.module_api import ModuleApi
 from synapse.module_api.errors import ConfigError
@@ -10,8 +9,11 @@ from synapse.module_api.errors import ConfigError
 from synapse_sticky.clients.delivery import Delivery
 from synapse_sticky.config import StickyEventsConfig
 from synapse_sticky.deliverable.index import StickyIndex
-from synapse_sticky.deliverable.reader import IndexReader
-from synapse_sticky.hooks import extremities, sending, sliding_sync, sync
+from synapse_sticky.deliverable.reader import IndexReader, load_index
+from synapse_sticky.hooks import extremities, outgoing, sending, sliding_sync, sync
+from synapse_sticky.hooks.notifier import on_new_events, on_stream_change
+from synapse_sticky.hooks.token import carry_position
+from synapse_sticky.hooks.unsigned import add_remaining_time
 from synapse_sticky.hooks.visibility import (
     filter_bundled_aggregations,
     lift_history_visibility,
@@ -20,25 +22,20 @@ from synapse_sticky.hooks.visibility import (
 from synapse_sticky.noticing.admission import Admission
 from synapse_sticky.noticing.indexer import Indexer
 from synapse_sticky.noticing.rechecks import Rechecks
-from synapse_sticky.seams import events
 from synapse_sticky.seams.authorisation import CurrentStateCheck
-from synapse_sticky.seams.background import News, call_later, homeserver_of
+from synapse_sticky.seams.background import Broadcast, Clock, homeserver_of
 from synapse_sticky.seams.checks import check_synapse_version
 from synapse_sticky.seams.database import MigrationConnection
+from synapse_sticky.seams.events import EventSource
 from synapse_sticky.seams.federation import Federation
-from synapse_sticky.seams.streams import (
-    Signal,
-    StreamBounds,
-    Waker,
-    carry_position,
-    on_new_events,
-    on_stream_change,
-)
+from synapse_sticky.seams.signal import Signal
+from synapse_sticky.seams.streams import StreamBounds, Waker
+from synapse_sticky.seams.tables import SynapseTables, check_tables
 from synapse_sticky.servers.debts import Debt, Debts
 from synapse_sticky.servers.ledger import Ledger
 from synapse_sticky.servers.looper import Looper
 from synapse_sticky.storage.migrations import migrate
-from synapse_sticky.storage.store import StickyStore, load_index
+from synapse_sticky.storage.store import StickyStore
 
 logger = logging.getLogger(__name__)
 
@@ -62,44 +59,52 @@ class StickyEventsModule:
         sync.check()
         sliding_sync.check()
 
-        news = News(hs)
-        self._signal = Signal(hs, lambda: reader.on_signal())
-        store = StickyStore(api, self._signal.send)
-        source = events.EventSource(hs)
-        index = _prepare_tables(MigrationConnection(hs), news.now_ts())
-        reader = IndexReader(api, store, source, news, Waker(hs), index)
-        delivery = Delivery(reader, source)
-        federation = Federation(hs)
+        clock = Clock(hs)
+        signal = Signal(hs)
+        store = StickyStore(api, signal.send)
+        tables = SynapseTables(api)
+        source = EventSource(hs, clock)
+        index = _prepare_tables(MigrationConnection(hs), clock.now_ts())
+        broadcast = Broadcast(hs, clock)
+        reader = IndexReader(api, store, tables, source, clock, broadcast, Waker(hs), index)
+        signal.subscribe(reader.on_signal)
+        delivery = Delivery(clock, reader, source)
+        federation = Federation(hs, clock)
 
         carry_position(hs, lambda: reader.index.position)
-        events.add_remaining_time(api, hs, reader.is_noticed, reader.expires_ts)
+        add_remaining_time(api, hs, clock, reader.is_noticed, reader.expires_ts)
         lift_history_visibility(hs, reader.is_sticky)
         lift_history_visibility_for_servers(federation, reader.is_sticky)
         filter_bundled_aggregations(hs, reader.is_sticky)
         sending.install()
-        sync.install(delivery, config.max_events_per_sync)
-        sliding_sync.install(delivery)
+        sync.install(delivery, source, config.max_events_per_sync)
+        sliding_sync.install(delivery, source)
         extremities.install(hs)
         reader.start(config)
 
         ledger: Ledger | None = None
         looper: Looper | None = None
         if federation.sends:
-            ledger = Ledger(store, reader, config.federation_grace_period_ms)
-            looper = Looper(api, reader, federation, ledger, config)
+            ledger = Ledger(clock, store, reader, config.federation_grace_period_ms)
+            looper = Looper(api, clock, reader, federation, ledger, config)
             looper.start(config)
-        self._debts = Debts(store, reader, federation, ledger, looper)
+            outgoing.follow_queues(
+                hs, federation, looper.goes_first, looper.before_transaction, looper.on_accepted
+            )
+            outgoing.follow_returns(hs, looper.on_back)
+        self._debts = Debts(clock, store, reader, federation, ledger, looper)
 
         if api.should_run_background_tasks():
             check = CurrentStateCheck(hs)
             indexer = Indexer(
                 api,
+                clock,
                 store,
+                tables,
                 StreamBounds(hs),
                 Admission(check),
                 Rechecks(check),
                 reader,
-                partial(call_later, hs),
             )
             if on_new_events(hs, indexer.on_new_events):
                 indexer.expect_new_events()
@@ -124,8 +129,10 @@ class StickyEventsModule:
 
 
 def _prepare_tables(connection: MigrationConnection, now_ts: int) -> StickyIndex:
-    """Migrates our tables and reads them, before any listener starts."""
+    """Check Synapse's tables, migrate ours and read them, before any listener starts."""
     try:
+        with connection.locked_transaction() as txn:
+            check_tables(txn)
         migrate(connection)
         with connection.locked_transaction() as txn:
             return load_index(txn, now_ts)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The names that sticky events have on the wire, while MSC4354 is unstable.
+"""The names and limits that sticky events have on the wire, while MSC4354 is unstable.
 
 Nothing else in the package spells them out, so that the stable names replace
 them here and only here.
@@ -30,3 +30,6 @@ VERSIONS_FLAG: Final = "org.matrix.msc4354"
 
 EXTREMITIES_PREFIX: Final = "/_matrix/federation/unstable/org.matrix.msc4370"
 """What the path of MSC4370's endpoint begins with, while it is unstable."""
+
+MAX_EVENTS: Final = 100
+"""How many sticky events one response carries at most (MSC4354 suggests it)."""

@@ -13,6 +13,7 @@ from synapse_sticky.clients.page import first_due_with, next_page_end
 from synapse_sticky.clients.since import MAX_POSITION, Since
 from synapse_sticky.deliverable.index import Due, StickyEvent
 from synapse_sticky.deliverable.reader import IndexReader
+from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.events import (
     ClientEvent,
     EventSource,
@@ -39,18 +40,19 @@ class Sections:
     shown_beyond: frozenset[str] = frozenset()
 
 
-Covered = Callable[[str | None, int], bool]
+TimelineReaches = Callable[[str | None, int], bool]
 """Whether a response's timelines go as far as to (instance name, stream ordering)."""
 
 
 class Delivery:
     """Chooses the sticky events for responses."""
 
-    def __init__(self, reader: IndexReader, events: EventSource) -> None:
+    def __init__(self, clock: Clock, reader: IndexReader, events: EventSource) -> None:
+        self._clock = clock
         self._reader = reader
         self._events = events
 
-    async def catch_up(self, timelines: Collection[ClientEvent]) -> None:
+    async def wait_until_noticed(self, timelines: Collection[ClientEvent]) -> None:
         """Waits, for a bounded time, until what a response's timelines show is noticed.
 
         To be called once Synapse's part of a response is computed, and before
@@ -70,7 +72,7 @@ class Delivery:
         join = index.join(user_id, room_id)
         return (join is None or join.stream_ordering < stream_ordering) and any(
             0 < event.stream_ordering < stream_ordering
-            for event in index.in_room(room_id, self._reader.now_ts())
+            for event in index.in_room(room_id, self._clock.now_ts())
         )
 
     async def wait_for_join(self, user_id: str, room_id: str, stream_ordering: int) -> None:
@@ -86,7 +88,7 @@ class Delivery:
         self, user_id: str, rooms: Set[str], since: int, until: int = MAX_POSITION
     ) -> set[str]:
         """Those of these rooms in which something is due after one position, up to another."""
-        due = self._reader.index.due(user_id, rooms, since, self._reader.now_ts())
+        due = self._reader.index.due(user_id, rooms, since, self._clock.now_ts())
         return {d.event.room_id for d in due if d.position <= until}
 
     async def resolve_since(self, since: Since) -> Since:
@@ -100,10 +102,10 @@ class Delivery:
         since: Since,
         *,
         shown: Collection[ClientEvent],
-        covered: Covered,
+        timeline_reaches: TimelineReaches,
         limit: int,
-        anew: Iterable[str] = (),
-        follow_joins: bool = False,
+        from_start: Iterable[str] = (),
+        due_at_join: bool = False,
     ) -> Sections:
         """What to hand out to a user who has read so far.
 
@@ -111,31 +113,31 @@ class Delivery:
             rooms: joined rooms to look into.
             since: as of :meth:`resolve_since`.
             shown: the events in this response's timelines.
-            covered: whether this response's timelines go as far as to what one
+            timeline_reaches: whether this response's timelines go as far as to what one
                 writer has at a stream ordering. What lies beyond is left to the
                 next response: its timelines may show it.
-            limit: how many events at most. What is due anew, or was made due by
+            limit: how many events at most. What is due from the start, or was made due by
                 a join all at once, may exceed it.
-            anew: rooms whose events up to ``since`` are to be handed out too.
-            follow_joins: whether what is older than the user's join to its room
-                is due where the join lies. Else ``anew`` must name the rooms
+            from_start: rooms whose events up to ``since`` are to be handed out too.
+            due_at_join: whether what is older than the user's join to its room
+                is due where the join lies. Else ``from_start`` must name the rooms
                 joined since.
         """
-        index, now_ts = self._reader.index, self._reader.now_ts()
+        index, now_ts = self._reader.index, self._clock.now_ts()
         position = index.position
-        for join in index.joins_after(user_id, since.position) if follow_joins else ():
-            if not covered(join.instance_name, join.stream_ordering):
+        for join in index.joins_after(user_id, since.position) if due_at_join else ():
+            if not timeline_reaches(join.instance_name, join.stream_ordering):
                 position = join.position - 1
                 break
         due = [
             d
-            for d in index.due(user_id if follow_joins else None, rooms, since.position, now_ts)
+            for d in index.due(user_id if due_at_join else None, rooms, since.position, now_ts)
             if d.position <= position
         ]
         due_ids = {d.event.event_id for d in due}
         behind = [
             event
-            for room_id in anew
+            for room_id in from_start
             if room_id in rooms and room_id in index.rooms
             for event in index.in_room(room_id, now_ts)
             if event.position <= since.position and event.event_id not in due_ids
@@ -151,7 +153,7 @@ class Delivery:
 
         found = await self._visible(user_id, filter(is_wanted, behind))
         wanted = [d for d in due if is_wanted(d.event)]
-        pages, end = await self._pages(user_id, wanted, covered, limit)
+        pages, end = await self._pages(user_id, wanted, timeline_reaches, limit)
         if end < len(wanted):
             # Not the position of the last one handed out: what was skipped since
             # then is done with.
@@ -163,7 +165,7 @@ class Delivery:
         return Sections(by_room, position, frozenset(has & beyond))
 
     async def _pages(
-        self, user_id: str, due: Sequence[Due], covered: Covered, limit: int
+        self, user_id: str, due: Sequence[Due], timeline_reaches: TimelineReaches, limit: int
     ) -> tuple[list[ClientEvent], int]:
         """Visible events, in order, and the index up to which they were looked for.
 
@@ -179,7 +181,7 @@ class Delivery:
             uncovered = {
                 event.event_id
                 for event in map(event_of, page)
-                if not covered(
+                if not timeline_reaches(
                     event.internal_metadata.instance_name,
                     event.internal_metadata.stream_ordering or 0,
                 )
@@ -203,6 +205,6 @@ class Delivery:
         duration_ms = sticky_duration_ms(event)
         return (
             duration_ms is not None
-            and event.origin_server_ts + duration_ms > self._reader.now_ts()
+            and event.origin_server_ts + duration_ms > self._clock.now_ts()
             and not self._reader.index.knows(event.event_id)
         )

@@ -8,12 +8,8 @@ stays together, and may exceed the limit, which the MSC allows.
 
 from bisect import bisect_left
 from collections.abc import Sequence, Set
-from typing import Final
 
 from synapse_sticky.deliverable.index import Due
-
-MAX_EVENTS: Final = 100
-"""How many sticky events one response carries at most."""
 
 
 def next_page_end(due: Sequence[Due], start: int, limit: int) -> int:

@@ -13,6 +13,8 @@ from typing import Final
 
 import attr
 
+from synapse_sticky.storage.rows import EventChange, JoinChange
+
 _EXPIRY_BUCKET_MS: Final = 10_000
 
 
@@ -37,48 +39,6 @@ class StickyEvent:
     expires_ts: int
     stream_ordering: int
     owed: bool
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class EventChange:
-    """What the store says of one event: ``position`` is None while it is held.
-
-    ``held_reason`` stays when it becomes deliverable.
-    """
-
-    event_id: str
-    room_id: str
-    sender: str
-    position: int | None
-    expires_ts: int
-    stream_ordering: int
-    owed: bool = False
-    held_reason: str | None = None
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class JoinChange:
-    """What the store says of a local user's, or another server's, newest join to a room.
-
-    Everything in the room that is older than ``position`` became due to this
-    member there. After ``expires_ts`` nothing that old can be sticky. The join
-    itself is at ``stream_ordering`` in what ``instance_name`` has written.
-
-    Attributes:
-        member: the ID of the user or the name of the server.
-    """
-
-    member: str
-    room_id: str
-    position: int
-    expires_ts: int
-    stream_ordering: int
-    instance_name: str | None
-
-    @property
-    def is_of_server(self) -> bool:
-        """Whether the member is a server, and not a user."""
-        return not self.member.startswith("@")
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)

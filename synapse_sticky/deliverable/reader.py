@@ -9,7 +9,7 @@ the request waits for here, for a bounded time.
 
 import logging
 from collections.abc import Callable, Collection
-from typing import Final
+from typing import Any, Final
 
 from synapse.module_api import ModuleApi
 
@@ -17,10 +17,16 @@ from synapse_sticky import stickiness
 from synapse_sticky.clients.since import Since
 from synapse_sticky.config import StickyEventsConfig
 from synapse_sticky.deliverable.index import StickyIndex
-from synapse_sticky.seams.background import News
+from synapse_sticky.seams.background import Broadcast, Clock
 from synapse_sticky.seams.events import EventSource
 from synapse_sticky.seams.streams import Waker
-from synapse_sticky.storage.store import Changes, StickyStore
+from synapse_sticky.seams.tables import SynapseTables
+from synapse_sticky.storage.rows import Changes
+from synapse_sticky.storage.store import (
+    StickyStore,
+    iter_event_changes,
+    read_position_and_joins,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -33,28 +39,37 @@ class IndexReader:
 
     Attributes:
         index: what is deliverable, as far as this process knows.
-        hurry: called when a request waits for something to be noticed.
-        on_changes: called with what the index has just taken over.
     """
 
     def __init__(
         self,
         api: ModuleApi,
         store: StickyStore,
+        tables: SynapseTables,
         events: EventSource,
-        news: News,
+        clock: Clock,
+        broadcast: Broadcast,
         waker: Waker,
         index: StickyIndex,
     ) -> None:
         self._api = api
         self._store = store
+        self._tables = tables
         self._events = events
-        self._news = news
+        self._clock = clock
+        self._broadcast = broadcast
         self._waker = waker
-        self.now_ts = news.now_ts
         self.index = index
-        self.hurry: Callable[[], None] = lambda: None
-        self.on_changes: Callable[[Changes], None] = lambda changes: None
+        self._listeners: list[Callable[[Changes], None]] = []
+        self._wait_listeners: list[Callable[[], None]] = []
+
+    def subscribe(self, listener: Callable[[Changes], None]) -> None:
+        """Call this with the changes that the index has just taken over. It must not raise."""
+        self._listeners.append(listener)
+
+    def subscribe_to_waits(self, listener: Callable[[], None]) -> None:
+        """Call this when a request waits for something to be noticed. It must not raise."""
+        self._wait_listeners.append(listener)
 
     def start(self, config: StickyEventsConfig) -> None:
         """Begins to look for lost signals and to forget what has expired."""
@@ -70,7 +85,7 @@ class IndexReader:
         """Brings the index to what is stored now."""
         while True:
             index, after = self.index, self.index.position
-            changes = await self._store.get_changes(after, self.now_ts())
+            changes = await self._store.get_changes(after, self._clock.now_ts())
             if self.index is index and index.position == after:
                 break
             # Somebody else was faster, and what was read is no continuation.
@@ -82,14 +97,15 @@ class IndexReader:
                 "every unexpired sticky event is delivered again"
             )
             self.index = StickyIndex()
-            changes = await self._store.get_changes(0, self.now_ts())
+            changes = await self._store.get_changes(0, self._clock.now_ts())
         released = [e.event_id for e in changes.events if e.position is not None and e.held_reason]
         self._events.forget_cached(released)
         self.index.apply(changes.events, changes.joins, changes.position)
         if not changes.events and not changes.joins:
             return
-        self.on_changes(changes)
-        self._news.announce()
+        for listener in self._listeners:
+            listener(changes)
+        self._broadcast.notify_all()
         rooms = {change.room_id for change in changes.events if change.position is not None}
         users = {join.member for join in changes.joins if not join.is_of_server}
         if rooms or users:
@@ -104,7 +120,7 @@ class IndexReader:
     def is_sticky(self, event_id: str) -> bool:
         """Whether the event of this ID is deliverable and unexpired."""
         event = self.index.get(event_id)
-        return event is not None and event.expires_ts > self.now_ts()
+        return event is not None and event.expires_ts > self._clock.now_ts()
 
     async def wait_for_events(self, event_ids: Collection[str]) -> None:
         """Waits until these events are noticed, for a bounded time.
@@ -139,26 +155,27 @@ class IndexReader:
         noticed = self.index.expires_ts(event_id)
         if noticed is not None:
             return noticed
-        latest = stickiness.expires_ts(duration_ms, self.now_ts(), origin_server_ts)
-        if latest <= self.now_ts():
+        latest = stickiness.expires_ts(duration_ms, self._clock.now_ts(), origin_server_ts)
+        if latest <= self._clock.now_ts():
             return latest
-        received_ts = await self._store.get_received_ts(event_id)
+        received_ts = await self._tables.get_received_ts(event_id)
         if received_ts is None:
             return latest
         return stickiness.expires_ts(duration_ms, received_ts, origin_server_ts)
 
     async def _wait(self, is_there: Callable[[], bool]) -> None:
-        until_ts = self.now_ts() + MAX_WAIT_MS
+        until_ts = self._clock.now_ts() + MAX_WAIT_MS
         while not is_there():
-            self.hurry()
-            if not await self._news.wait(until_ts):
+            for listener in self._wait_listeners:
+                listener()
+            if not await self._broadcast.wait(until_ts):
                 return
 
     async def _wake(self, users: Collection[str], rooms: Collection[str]) -> None:
         self._waker.wake(users, rooms)
 
     async def _poll(self) -> None:
-        self.index.expire(self.now_ts())
+        self.index.expire(self._clock.now_ts())
         await self._refresh_safely()
 
     async def _refresh_safely(self) -> None:
@@ -169,3 +186,11 @@ class IndexReader:
                 "Cannot read the tables synapse_sticky_*; clients get new sticky events late, "
                 "trying again"
             )
+
+
+def load_index(txn: Any, now_ts: int) -> StickyIndex:
+    """Read everything unexpired, row by row: at start-up that may be a lot."""
+    index = StickyIndex()
+    position, joins = read_position_and_joins(txn, 0, now_ts)
+    index.apply(iter_event_changes(txn, 0, now_ts), joins, position)
+    return index

@@ -7,6 +7,7 @@ the later one wins, but Synapse then logs an error about doubled metrics.
 """
 
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +15,7 @@ from synapse_sticky.seams.checks import require
 
 
 def use_instead(module: ModuleType, name: str, factory: Callable[..., Any]) -> None:
-    """Makes Synapse build our class in place of its own.
+    """Make Synapse build our class in place of its own.
 
     Args:
         module: where Synapse looks the class up when it builds one.
@@ -22,4 +23,7 @@ def use_instead(module: ModuleType, name: str, factory: Callable[..., Any]) -> N
         factory: our subclass, perhaps with arguments bound.
     """
     require(module, name)
+    ours: Any = factory.func if isinstance(factory, partial) else factory
+    # Synapse's metrics and logs go by the name of the class.
+    ours.__name__, ours.__qualname__ = name, getattr(module, name).__qualname__
     setattr(module, name, factory)

@@ -27,13 +27,12 @@ from synapse.types import JsonDict
 from synapse.types.handlers.sliding_sync import SlidingSyncResult
 
 from synapse_sticky.clients.delivery import Delivery
-from synapse_sticky.clients.page import MAX_EVENTS
 from synapse_sticky.clients.since import Since
 from synapse_sticky.hooks.classes import use_instead
-from synapse_sticky.protocol import SLIDING_SYNC_EXTENSION
+from synapse_sticky.hooks.token import timelines_up_to, with_since
+from synapse_sticky.protocol import MAX_EVENTS, SLIDING_SYNC_EXTENSION
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.events import ClientEvent, EventSource
-from synapse_sticky.seams.streams import covered_by, with_since
 
 
 @attr.s(slots=True, auto_attribs=True)
@@ -132,11 +131,12 @@ def check() -> None:
     require(sync_rest.SlidingSyncRestServlet, "encode_response", "requester", "sliding_sync_result")
 
 
-def install(delivery: Delivery) -> None:
+def install(delivery: Delivery, source: EventSource) -> None:
     """Makes the homeserver build a Sliding Sync that has the extension."""
-    handler = partial(StickySlidingSyncHandler, delivery=delivery)
+    handler = partial(StickySlidingSyncHandler, delivery=delivery, source=source)
     use_instead(synapse_server, "SlidingSyncHandler", handler)
-    use_instead(sync_rest, "SlidingSyncRestServlet", StickySlidingSyncServlet)
+    servlet = partial(StickySlidingSyncServlet, source=source)
+    use_instead(sync_rest, "SlidingSyncRestServlet", servlet)
 
 
 class StickyRoomLists(room_lists.SlidingSyncRoomLists):
@@ -154,11 +154,11 @@ class StickyRoomLists(room_lists.SlidingSyncRoomLists):
 class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
     """Synapse's handler, which then answers the extension."""
 
-    def __init__(self, hs: HomeServer, *, delivery: Delivery) -> None:
+    def __init__(self, hs: HomeServer, *, delivery: Delivery, source: EventSource) -> None:
         super().__init__(hs)
         self.room_lists = StickyRoomLists(hs)
         self._delivery = delivery
-        self._events = EventSource(hs)
+        self._events = source
 
     async def wait_for_sync_for_user(
         self, requester: Any, sync_config: Any, from_token: Any = None, timeout_ms: int = 0
@@ -193,20 +193,20 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
         result: SlidingSyncResult,
     ) -> StickyExtensions:
         shown = [event for room in result.rooms.values() for event in room.timeline_events or ()]
-        await self._delivery.catch_up(shown)
+        await self._delivery.wait_until_noticed(shown)
         since = await self._delivery.resolve_since(request.since or Since(0))
         rooms = MatchedJoinedRooms(interested)
-        await self._catch_up_with_joins(user_id, rooms, since)
-        anew = self._delivery.rooms_with_events(rooms) if since.digests else []
+        await self._wait_for_joins(user_id, rooms, since)
+        from_start = self._delivery.rooms_with_events(rooms) if since.digests else []
         sections = await self._delivery.sections(
             user_id,
             rooms,
             since,
             shown=shown,
-            covered=covered_by(result.next_pos.stream_token),
+            timeline_reaches=timelines_up_to(result.next_pos.stream_token),
             limit=request.limit,
-            anew=filter(since.names, anew),
-            follow_joins=True,
+            from_start=filter(since.names, from_start),
+            due_at_join=True,
         )
         unmatched = self._unmatched(user_id, interested, since, sections.position)
         next_batch = Since.create(sections.position, sections.shown_beyond | unmatched)
@@ -216,7 +216,7 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
             next_batch if next_batch != request.since else None,
         )
 
-    async def _catch_up_with_joins(
+    async def _wait_for_joins(
         self, user_id: str, rooms: "MatchedJoinedRooms", since: Since
     ) -> None:
         """Waits, for a bounded time, until recent joins are noticed.
@@ -234,7 +234,7 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
                 and membership.event_id is not None
                 and self._delivery.misses_join(user_id, room_id, membership.event_pos.stream)
                 # Not just a new name or avatar.
-                and await self._events.is_first_join(membership.event_id)
+                and await self._events.is_real_join(membership.event_id)
             ):
                 await self._delivery.wait_for_join(user_id, room_id, membership.event_pos.stream)
 
@@ -296,9 +296,9 @@ def _is_joined(interested: room_lists.SlidingSyncInterestedRooms, room_id: str) 
 class StickySlidingSyncServlet(sync_rest.SlidingSyncRestServlet):
     """Sliding Sync that reads and writes the extension."""
 
-    def __init__(self, hs: HomeServer) -> None:
+    def __init__(self, hs: HomeServer, *, source: EventSource) -> None:
         super().__init__(hs)
-        self._sticky_events = EventSource(hs)
+        self._sticky_events = source
 
     async def on_POST(self, request: SynapseRequest) -> tuple[int, JsonDict]:
         try:

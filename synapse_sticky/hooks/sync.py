@@ -21,10 +21,10 @@ from synapse.types import JsonDict
 from synapse_sticky.clients.delivery import Delivery
 from synapse_sticky.clients.since import MAX_NAMES_IN_ADDRESS, Since
 from synapse_sticky.hooks.classes import use_instead
+from synapse_sticky.hooks.token import since_of, timelines_up_to, with_since
 from synapse_sticky.protocol import SYNC_SECTION
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.events import ClientEvent, EventSource
-from synapse_sticky.seams.streams import covered_by, since_of, with_since
 
 
 @attr.s(slots=True, auto_attribs=True, kw_only=True)
@@ -67,7 +67,7 @@ def check() -> None:
     require(sync_rest.SyncRestServlet, "encode_room", "room", "serialize_options")
 
 
-def install(delivery: Delivery, limit: int) -> None:
+def install(delivery: Delivery, source: EventSource, limit: int) -> None:
     """Makes the homeserver build a ``/sync`` that has sections.
 
     Args:
@@ -75,7 +75,7 @@ def install(delivery: Delivery, limit: int) -> None:
     """
     handler = partial(StickySyncHandler, delivery=delivery, limit=limit)
     use_instead(synapse_server, "SyncHandler", handler)
-    use_instead(sync_rest, "SyncRestServlet", StickySyncServlet)
+    use_instead(sync_rest, "SyncRestServlet", partial(StickySyncServlet, source=source))
 
 
 class StickySyncHandler(sync.SyncHandler):
@@ -95,16 +95,16 @@ class StickySyncHandler(sync.SyncHandler):
 
     async def _add_sections(self, builder: sync.SyncResultBuilder, newly_joined: Set[str]) -> None:
         shown = [event for room in builder.joined for event in room.timeline.events]
-        await self._delivery.catch_up(shown)
+        await self._delivery.wait_until_noticed(shown)
         since = await self._delivery.resolve_since(since_of(builder.since_token))
         sections = await self._delivery.sections(
             builder.sync_config.user.to_string(),
             _rooms_of_interest(builder),
             since,
             shown=shown,
-            covered=covered_by(builder.now_token),
+            timeline_reaches=timelines_up_to(builder.now_token),
             limit=self._sticky_limit,
-            anew=newly_joined,
+            from_start=newly_joined,
         )
         await self._put_into_rooms(builder, sections.by_room)
         # Never the position from when the sync began, which others may have
@@ -176,9 +176,9 @@ def _rooms_of_interest(builder: sync.SyncResultBuilder) -> Set[str]:
 class StickySyncServlet(sync_rest.SyncRestServlet):
     """``/sync`` that writes the sections."""
 
-    def __init__(self, hs: HomeServer) -> None:
+    def __init__(self, hs: HomeServer, *, source: EventSource) -> None:
         super().__init__(hs)
-        self._sticky_events = EventSource(hs)
+        self._sticky_events = source
 
     async def encode_room(
         self, sync_config: Any, room: Any, time_now: int, joined: bool, serialize_options: Any

@@ -8,7 +8,7 @@ with its reason, until it expires.
 import enum
 
 from synapse_sticky.seams.authorisation import CurrentStateCheck
-from synapse_sticky.storage.store import Candidate
+from synapse_sticky.seams.contents import Candidate
 
 
 class HeldReason(enum.Enum):

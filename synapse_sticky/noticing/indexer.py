@@ -11,7 +11,7 @@ same time. Then whoever stores first wins, and the other looks again.
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 import attr
@@ -19,19 +19,18 @@ from synapse.module_api import ModuleApi
 from synapse.types import get_domain_from_id
 
 from synapse_sticky.config import StickyEventsConfig
+from synapse_sticky.deliverable.positions import give_positions
 from synapse_sticky.deliverable.reader import IndexReader
 from synapse_sticky.noticing.admission import Admission, HeldReason
+from synapse_sticky.noticing.ranges import in_steps, pending_ranges
 from synapse_sticky.noticing.rechecks import Rechecks
-from synapse_sticky.seams.bounds import Bounds, in_steps, unread
+from synapse_sticky.seams.background import Clock
+from synapse_sticky.seams.bounds import Bounds
+from synapse_sticky.seams.contents import Candidate, SeenJoin
 from synapse_sticky.seams.streams import StreamBounds
-from synapse_sticky.storage.store import (
-    Admitted,
-    Candidate,
-    Held,
-    Join,
-    LostRace,
-    StickyStore,
-)
+from synapse_sticky.seams.tables import SynapseTables
+from synapse_sticky.storage.rows import Admitted, HeldEvent
+from synapse_sticky.storage.store import LostRace, StickyStore
 
 logger = logging.getLogger(__name__)
 
@@ -50,21 +49,23 @@ class Indexer:
     def __init__(
         self,
         api: ModuleApi,
+        clock: Clock,
         store: StickyStore,
+        tables: SynapseTables,
         bounds: StreamBounds,
         admission: Admission,
         rechecks: Rechecks,
         reader: IndexReader,
-        call_later: Callable[[float, Callable[[], None]], None],
     ) -> None:
         self._api = api
+        self._clock = clock
         self._store = store
+        self._tables = tables
         self._bounds = bounds
         self._admission = admission
         self._rechecks = rechecks
         self._reader = reader
-        self._call_later = call_later
-        self._now_ts = reader.now_ts
+        self._now_ts = clock.now_ts
         self._read: Bounds | None = None
         self._stored_events_bound = 0
         self._last_position = 0
@@ -76,7 +77,7 @@ class Indexer:
 
     def start(self, config: StickyEventsConfig) -> None:
         """Begins to follow the streams."""
-        self._reader.hurry = self.run_now
+        self._reader.subscribe_to_waits(self.run_now)
         self._api.looping_background_call(self._watch, _WATCH_INTERVAL_MS, desc="sticky_watch")
         self._api.looping_background_call(
             self._clean_up, config.cleanup_interval_ms, desc="sticky_clean_up"
@@ -117,7 +118,7 @@ class Indexer:
             self.run_now()
         else:
             self._scheduled = True
-            self._call_later(min(wait_ms, _MIN_INTERVAL_MS), self._on_time)
+            self._clock.call_later(min(wait_ms, _MIN_INTERVAL_MS), self._on_time)
 
     def _on_time(self) -> None:
         self._scheduled = False
@@ -153,7 +154,7 @@ class Indexer:
             self._api.run_as_background_process("sticky_index", self._run)
 
     def _has_news(self) -> bool:
-        return self._read is None or any(unread(self._read, self._bounds.current()))
+        return self._read is None or any(pending_ranges(self._read, self._bounds.current()))
 
     async def _watch(self) -> None:
         # Catches what nobody pokes for: backfill by another process.
@@ -204,17 +205,17 @@ class Indexer:
 
     async def _begin(self, written: Bounds) -> None:
         """The first start: what is already in the database and sticky counts too."""
-        candidates = await self._store.find_recent_candidates(self._now_ts())
+        candidates = await self._tables.find_recent_candidates(self._now_ts())
         await self._record(candidates, [], [], written, None)
         self._read = written
         logger.info("Found %d unexpired sticky events in the database", len(candidates))
 
     async def _read_up_to(self, bounds: Bounds) -> None:
         assert self._read is not None
-        ranges = list(unread(self._read, bounds))
+        ranges = list(pending_ranges(self._read, bounds))
         if not ranges:
             return
-        found = await self._store.find(ranges, self._now_ts(), self._rechecks.rooms)
+        found = await self._tables.find(ranges, self._now_ts(), self._rechecks.rooms)
         # The others are of a range that was read before.
         fresh = [c for c in found.candidates if not self._reader.index.knows(c.event_id)]
         joins = await self._mattering_joins(found.joins, fresh)
@@ -224,8 +225,8 @@ class Indexer:
         self._read = bounds
 
     async def _mattering_joins(
-        self, joins: Iterable[Join], fresh: Collection[Candidate]
-    ) -> list[Join]:
+        self, joins: Iterable[SeenJoin], fresh: Collection[Candidate]
+    ) -> list[SeenJoin]:
         """The joins of local users, and of servers, to rooms where something is due to them."""
         index, now_ts = self._reader.index, self._now_ts()
         fresh_rooms = {candidate.room_id for candidate in fresh}
@@ -243,18 +244,18 @@ class Indexer:
                 )
             ):
                 remote.append(join)
-        return local + await self._store.find_server_joins(remote, get_domain_from_id)
+        return local + await self._tables.find_server_joins(remote, get_domain_from_id)
 
     async def _record(
         self,
         candidates: Iterable[Candidate],
-        joins: Iterable[Join],
-        released: Collection[Held],
+        joins: Iterable[SeenJoin],
+        released: Collection[HeldEvent],
         read: Bounds,
         last_position: int | None,
     ) -> None:
-        items: list[Admitted | Held | Join] = []
-        soft_failed: list[Held] = []
+        items: list[Admitted | HeldEvent | SeenJoin] = []
+        soft_failed: list[HeldEvent] = []
         for candidate in candidates:
             reason = await self._admission.held_reason(candidate)
             owed = (
@@ -268,7 +269,10 @@ class Indexer:
         items += joins
         items.sort(key=_stream_ordering)
         items += released
-        self._last_position = await self._store.record(items, read, last_position, self._now_ts())
+        now_ts = self._now_ts()
+        positioned, position = give_positions(items, last_position, now_ts)
+        await self._store.record(positioned, read, last_position, position, now_ts)
+        self._last_position = position
         self._stored_events_bound = read.events
         self._rechecks.forget(released)
         if items:
@@ -293,11 +297,11 @@ class Indexer:
         logger.debug("Deleted %d expired sticky events", deleted)
 
 
-def _held(candidate: Candidate) -> Held:
-    return Held(
+def _held(candidate: Candidate) -> HeldEvent:
+    return HeldEvent(
         candidate.event_id, candidate.room_id, candidate.stream_ordering, candidate.expires_ts
     )
 
 
-def _stream_ordering(item: Admitted | Held | Join) -> int:
+def _stream_ordering(item: Admitted | HeldEvent | SeenJoin) -> int:
     return item.candidate.stream_ordering if isinstance(item, Admitted) else item.stream_ordering

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Set
 import attr
 
 from synapse_sticky.seams.authorisation import CurrentStateCheck
-from synapse_sticky.storage.store import Held, StateChange
+from synapse_sticky.seams.contents import StateChange
+from synapse_sticky.storage.rows import HeldEvent
 
 
 class Rechecks:
@@ -26,7 +27,7 @@ class Rechecks:
         """The rooms that have any."""
         return self._by_room.keys()
 
-    async def watch(self, held: Iterable[Held]) -> None:
+    async def watch(self, held: Iterable[HeldEvent]) -> None:
         """Looks after these too."""
         for item in held:
             types = await self._check.authorised_by(item.event_id)
@@ -36,20 +37,20 @@ class Rechecks:
         """Forgets everything."""
         self._by_room.clear()
 
-    def affected(self, changes: Iterable[StateChange]) -> list[Held]:
+    def affected(self, changes: Iterable[StateChange]) -> list[HeldEvent]:
         """Those that any of these changes may authorise, in the order of their arrival."""
-        found: dict[str, Held] = {}
+        found: dict[str, HeldEvent] = {}
         for change in changes:
             for event_id, watched in self._by_room.get(change.room_id, {}).items():
                 if (change.type, change.state_key) in watched.types:
                     found[event_id] = watched.held
         return sorted(found.values(), key=lambda held: held.stream_ordering)
 
-    async def passing(self, held: Iterable[Held]) -> list[Held]:
+    async def passing(self, held: Iterable[HeldEvent]) -> list[HeldEvent]:
         """Those that the current state authorises now."""
         return [item for item in held if await self._check.allows(item.event_id)]
 
-    def forget(self, held: Iterable[Held]) -> None:
+    def forget(self, held: Iterable[HeldEvent]) -> None:
         """These are soft-failed no longer."""
         for item in held:
             self._forget(item)
@@ -60,7 +61,7 @@ class Rechecks:
             if watched.held.expires_ts <= now_ts:
                 self._forget(watched.held)
 
-    def _forget(self, held: Held) -> None:
+    def _forget(self, held: HeldEvent) -> None:
         in_room = self._by_room.get(held.room_id, {})
         in_room.pop(held.event_id, None)
         if not in_room:
@@ -69,5 +70,5 @@ class Rechecks:
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class _Watched:
-    held: Held
+    held: HeldEvent
     types: frozenset[tuple[str, str]]

@@ -57,15 +57,16 @@ def require(owner: object, name: str, *parameters: str) -> None:
     names = (getattr(owner, attribute, None) for attribute in ("__qualname__", "__name__"))
     where = f"{next(filter(None, names), type(owner).__qualname__)}.{name}"
     if not hasattr(owner, name):
-        raise _misfit(f"{where} is not there")
+        raise misfit(f"{where} is not there")
     if parameters:
         accepted = inspect.signature(getattr(owner, name)).parameters
         missing = [p for p in parameters if p not in accepted]
         if missing:
-            raise _misfit(f"{where} does not take {', '.join(missing)}")
+            raise misfit(f"{where} does not take {', '.join(missing)}")
 
 
-def _misfit(what: str) -> ConfigError:
+def misfit(what: str) -> ConfigError:
+    """Return the error that stops Synapse at start-up, saying what does not fit."""
     return ConfigError(
         f"synapse_sticky does not fit Synapse {synapse_version()}: {what}. It was tested with "
         f"Synapse {TESTED_RANGE}. Install a synapse_sticky made for this Synapse, go back to a "

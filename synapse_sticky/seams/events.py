@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Events as Synapse hands them out: read, filtered and formatted for a client.
+"""Events as Synapse hands them out: read, filtered and formatted for a client."""
 
-Also the place where every event gets its remaining time, on every endpoint.
-"""
-
-import copy
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, Final, cast
@@ -13,19 +9,17 @@ from synapse import visibility
 from synapse.api.constants import Membership
 from synapse.events import EventBase
 from synapse.events import utils as events_utils
-from synapse.module_api import ModuleApi
 from synapse.server import HomeServer
 from synapse.types import JsonDict
 
 from synapse_sticky import stickiness
-from synapse_sticky.protocol import EVENT_KEY, REMAINING_KEY
+from synapse_sticky.protocol import EVENT_KEY
+from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.checks import require
 
 ClientEvent = Any
 """What Synapse's visibility filter returns: an event before 1.152, and from
 then on an event with the user's membership at that time."""
-
-_NOTHING: Final[JsonDict] = {}
 
 
 def event_of(client_event: ClientEvent) -> EventBase:
@@ -67,7 +61,7 @@ def unwrapped_filter() -> Callable[..., Awaitable[list[ClientEvent]]]:
 class EventSource:
     """Reads events for clients."""
 
-    def __init__(self, hs: HomeServer) -> None:
+    def __init__(self, hs: HomeServer, clock: Clock) -> None:
         self._store: Any = hs.get_datastores().main
         self._storage = hs.get_storage_controllers()
         self._serializer = hs.get_event_client_serializer()
@@ -75,7 +69,7 @@ class EventSource:
         for method in ("get_event", "get_events_as_list", "ignored_users", "are_users_erased"):
             require(self._store, method)
         require(self._serializer, "serialize_events", "events", "time_now", "config")
-        self._clock = hs.get_clock()
+        self._clock = clock
 
     def forget_cached(self, event_ids: Iterable[str]) -> None:
         """What is cached of these events in this process is out of date."""
@@ -87,7 +81,7 @@ class EventSource:
         ignored: frozenset[str] = await self._store.ignored_users(user_id)
         return ignored
 
-    async def is_first_join(self, event_id: str) -> bool:
+    async def is_real_join(self, event_id: str) -> bool:
         """Whether a join does not just replace another join of the same user."""
         event = await self._store.get_event(event_id, allow_none=True)
         replaced_id = event.unsigned.get("replaces_state") if event else None
@@ -135,7 +129,7 @@ class EventSource:
         knowing the room, and cannot decrypt an event that lacks it.
         """
         serialized = await self._serializer.serialize_events(
-            events, self._clock.time_msec(), config=config
+            events, self._clock.now_ts(), config=config
         )
         for client_event, formatted in zip(events, serialized, strict=True):
             formatted["room_id"] = event_of(client_event).room_id
@@ -152,64 +146,3 @@ class EventSource:
         return config_class(
             event_format=events_utils.format_event_for_client_v2, requester=requester
         )
-
-
-def add_remaining_time(
-    api: ModuleApi,
-    hs: HomeServer,
-    is_noticed: Callable[[str], bool],
-    expires_ts: Callable[[str, int, int], Awaitable[int]],
-) -> None:
-    """Gives every sticky event that any client is sent its remaining time.
-
-    Args:
-        is_noticed: whether the event of this ID is known to be sticky.
-        expires_ts: of an event, from its ID, duration and ``origin_server_ts``.
-    """
-    clock = hs.get_clock()
-
-    async def remaining(event: EventBase) -> JsonDict:
-        # This runs for every event that any client is sent: first the test that
-        # nearly all of them fail.
-        if not is_noticed(event.event_id) and not has_stickiness(event):
-            return _NOTHING
-        duration_ms = sticky_duration_ms(event)
-        if not duration_ms:
-            return _NOTHING
-        expiry = await expires_ts(event.event_id, duration_ms, event.origin_server_ts)
-        remaining_ms = expiry - clock.time_msec()
-        return {REMAINING_KEY: remaining_ms} if remaining_ms > 0 else _NOTHING
-
-    api.register_add_extra_fields_to_unsigned_client_event_callbacks(
-        add_field_to_unsigned_callback=remaining
-    )
-    _tolerate_filters_without_unsigned(hs)
-
-
-def _tolerate_filters_without_unsigned(hs: HomeServer) -> None:
-    """Before 1.157, additions to ``unsigned`` fail if ``event_fields`` leaves none of it.
-
-    Then they are made here, as far as the client wants them.
-    """
-    serializer: Any = hs.get_event_client_serializer()
-    if hasattr(serializer, "create_config"):
-        return
-    require(serializer, "serialize_event", "event", "time_now", "config")
-    require(serializer, "_add_extra_fields_to_unsigned_client_event_callbacks")
-    callbacks = serializer._add_extra_fields_to_unsigned_client_event_callbacks
-    original = serializer.serialize_event
-    plain = copy.copy(serializer)
-    plain._add_extra_fields_to_unsigned_client_event_callbacks = []
-
-    async def serialize_event(event: Any, time_now: int, **kwargs: Any) -> Any:
-        fields = getattr(kwargs.get("config"), "only_event_fields", None)
-        if not fields or not isinstance(event, EventBase):
-            return await original(event, time_now, **kwargs)
-        serialized = await plain.serialize_event(event, time_now, **kwargs)
-        for callback in callbacks:
-            for name, value in (await callback(event)).items():
-                if "unsigned" in fields or f"unsigned.{name}" in fields:
-                    serialized.setdefault("unsigned", {}).setdefault(name, value)
-        return serialized
-
-    serializer.serialize_event = serialize_event

@@ -8,10 +8,9 @@ turn: Synapse's queue for it and we exclude each other.
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -28,22 +27,19 @@ from synapse.federation.sender import FederationSender
 from synapse.federation.sender.per_destination_queue import PerDestinationQueue
 from synapse.http import matrixfederationclient
 from synapse.server import HomeServer
-from synapse.types import JsonDict
 from synapse.types.state import StateFilter
 from synapse.util.async_helpers import Linearizer
 from synapse.util.retryutils import NotRetryingDestination
 
+from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.checks import require
-from synapse_sticky.seams.events import has_stickiness, sticky_duration_ms
+from synapse_sticky.seams.events import sticky_duration_ms
 
 logger = logging.getLogger(__name__)
 
 _ANSWER_TIMEOUT_MS: Final = 10_000
 # What a server answers that finds nothing, or does not know the question.
 _FINDS_NOTHING: Final = frozenset({400, 404, 405, 501})
-
-# An event goes to many servers at about the same time.
-_has_stickiness = lru_cache(maxsize=256)(has_stickiness)
 
 _asking: ContextVar[bool] = ContextVar("synapse_sticky_asking", default=False)
 
@@ -105,9 +101,9 @@ class CannotReach(Exception):
 class Federation:
     """The servers that this process sends to."""
 
-    def __init__(self, hs: HomeServer) -> None:
+    def __init__(self, hs: HomeServer, clock: Clock) -> None:
         self._hs = hs
-        self._clock = hs.get_clock()
+        self._clock = clock
         self._storage = hs.get_storage_controllers()
         self._store: Any = hs.get_datastores().main
         self._instance_name = hs.get_instance_name()
@@ -124,25 +120,13 @@ class Federation:
         if not self.sends:
             return
         require(Linearizer, "queue", "key")
-        self._turns = Linearizer(name="sticky_federation", clock=self._clock)
+        self._turns = Linearizer(name="sticky_federation", clock=hs.get_clock())
         self._sender: Any = hs.get_federation_sender()
         self._transport: Any = hs.get_federation_transport_client()
         require(FederationSender, "_get_per_destination_queue", "destination")
-        require(FederationSender, "wake_destination", "destination")
-        sender: Any = self._sender
-        require(sender, "_transaction_manager")
-        require(
-            sender._transaction_manager,
-            "send_new_transaction",
-            "destination",
-            "pdus",
-            "edus",
-        )
-        require(sender._transaction_manager, "_transport_layer")
         require(PerDestinationQueue, "attempt_new_transaction")
         require(PerDestinationQueue, "pending_pdu_count")
         require(self._store, "get_federation_out_pos", "typ")
-        require(self._transport, "send_transaction", "transaction")
         require(
             self._transport.client,
             "get_json",
@@ -221,7 +205,7 @@ class Federation:
         Raises:
             CannotReach: if the server did not take it.
         """
-        now_ts = self._clock.time_msec()
+        now_ts = self._clock.now_ts()
         # A repeated ID would be answered without a look at what is inside.
         path = f"/_matrix/federation/v1/send/sticky{secrets.token_hex(12)}"
         transaction = {
@@ -352,81 +336,6 @@ class Federation:
             return False
         queue.attempt_new_transaction()
         return True
-
-    def follow_queues(
-        self,
-        before: Callable[[str], Awaitable[None]],
-        on_accepted: Callable[[str, Iterable[Accepted]], None],
-    ) -> None:
-        """Calls back around each transaction of Synapse's own queues, which take turns with us.
-
-        Args:
-            before: what the transaction waits for. Must not raise.
-            on_accepted: called when a server has answered to events. Plain ones too:
-                all that was accepted counts for what the server has to read.
-        """
-        manager = self._sender._transaction_manager
-        transport = manager._transport_layer
-        send_new_transaction = manager.send_new_transaction
-        send_transaction = transport.send_transaction
-        # What is on its way: one transaction at a time to each server.
-        in_flight: dict[str, list[EventBase]] = {}
-
-        async def note_events(
-            destination: str, pdus: list[EventBase], edus: Any, *args: Any, **kwargs: Any
-        ) -> None:
-            await before(destination)
-            async with self.turn(destination):
-                if pdus:
-                    in_flight[destination] = pdus
-                try:
-                    await send_new_transaction(destination, pdus, edus, *args, **kwargs)
-                finally:
-                    in_flight.pop(destination, None)
-
-        async def note_answer(transaction: Any, *args: Any, **kwargs: Any) -> JsonDict:
-            response: JsonDict = await send_transaction(transaction, *args, **kwargs)
-            events = in_flight.pop(transaction.destination, None)
-            if events:
-                with _harmless():
-                    on_accepted(transaction.destination, _accepted(events, Answer.of(response)))
-            return response
-
-        manager.send_new_transaction = note_events
-        transport.send_transaction = note_answer
-
-    def on_back(self, callback: Callable[[str], None]) -> None:
-        """Calls back with the name of a server that seems to be back, before its queue runs."""
-        wake_destination = self._sender.wake_destination
-
-        def wake(destination: str) -> None:
-            with _harmless():
-                callback(destination)
-            wake_destination(destination)
-
-        self._sender.wake_destination = wake
-
-
-def _accepted(events: Iterable[EventBase], answer: Answer) -> Collection[Accepted]:
-    by_room: dict[str, Accepted] = {}
-    for event in events:
-        if event.event_id in answer.accepted:
-            accepted = by_room.setdefault(event.room_id, Accepted(event.room_id))
-            accepted.event_ids.append(event.event_id)
-            if _has_stickiness(event):
-                accepted.sticky_ids.append(event.event_id)
-    return by_room.values()
-
-
-@contextmanager
-def _harmless() -> Iterator[None]:
-    """Whatever goes wrong with us does not keep Synapse from sending."""
-    try:
-        yield
-    except Exception:
-        logger.exception(
-            "Cannot take note of what servers have; they are sent sticky events once more"
-        )
 
 
 @contextmanager

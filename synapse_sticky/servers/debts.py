@@ -7,6 +7,7 @@ import attr
 
 from synapse_sticky.deliverable.index import StickyEvent
 from synapse_sticky.deliverable.reader import IndexReader
+from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.federation import Federation
 from synapse_sticky.servers.ledger import Ledger
 from synapse_sticky.servers.looper import Looper
@@ -52,12 +53,14 @@ class Debts:
 
     def __init__(
         self,
+        clock: Clock,
         store: StickyStore,
         reader: IndexReader,
         federation: Federation,
         ledger: Ledger | None,
         looper: Looper | None,
     ) -> None:
+        self._clock = clock
         self._store = store
         self._reader = reader
         self._federation = federation
@@ -66,7 +69,7 @@ class Debts:
 
     async def all(self) -> list[Debt]:
         """Everything that any server is owed, by server and room."""
-        index, now_ts = self._reader.index, self._reader.now_ts()
+        index, now_ts = self._reader.index, self._clock.now_ts()
         stored = Watermarks(await self._store.get_watermarks(now_ts))
         debts = []
         for room_id in list(index.rooms):

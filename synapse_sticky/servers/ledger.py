@@ -10,11 +10,13 @@ import logging
 from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
-from synapse_sticky.deliverable.index import EventChange, StickyEvent
+from synapse_sticky.deliverable.index import StickyEvent
 from synapse_sticky.deliverable.reader import IndexReader
+from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.federation import Accepted
 from synapse_sticky.servers.staging import Staging
 from synapse_sticky.servers.watermarks import Watermarks
+from synapse_sticky.storage.rows import EventChange
 from synapse_sticky.storage.store import StickyStore
 
 logger = logging.getLogger(__name__)
@@ -28,10 +30,12 @@ _LAG_LOOK_MS: Final = 1_000
 class Ledger:
     """Who has settled what, and which events are still left to Synapse's own queue."""
 
-    def __init__(self, store: StickyStore, reader: IndexReader, grace_period_ms: int) -> None:
+    def __init__(
+        self, clock: Clock, store: StickyStore, reader: IndexReader, grace_period_ms: int
+    ) -> None:
         self._store = store
         self._reader = reader
-        self._now_ts = reader.now_ts
+        self._now_ts = clock.now_ts
         self._grace_period_ms = grace_period_ms
         self._watermarks: Watermarks | None = None
         # Settled before the watermarks were read.

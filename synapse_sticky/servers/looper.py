@@ -31,9 +31,10 @@ from synapse.module_api import ModuleApi
 from synapse_sticky.config import StickyEventsConfig
 from synapse_sticky.deliverable.index import StickyEvent
 from synapse_sticky.deliverable.reader import IndexReader
+from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.federation import Accepted, CannotReach, Federation
 from synapse_sticky.servers.ledger import Ledger
-from synapse_sticky.storage.store import Changes
+from synapse_sticky.storage.rows import Changes
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +154,7 @@ class Looper:
     def __init__(
         self,
         api: ModuleApi,
+        clock: Clock,
         reader: IndexReader,
         federation: Federation,
         ledger: Ledger,
@@ -162,7 +164,7 @@ class Looper:
         self._reader = reader
         self._federation = federation
         self._ledger = ledger
-        self._now_ts = reader.now_ts
+        self._now_ts = clock.now_ts
         self._max_servers = config.max_servers_at_once
         self._debtors: dict[str, _Debtor] = {}
         self._rooms_to_look_into: set[str] = set()
@@ -172,9 +174,7 @@ class Looper:
 
     def start(self, config: StickyEventsConfig) -> None:
         """Begins to follow what is owed."""
-        self._reader.on_changes = self.on_changes
-        self._federation.follow_queues(self.before_transaction, self.on_accepted)
-        self._federation.on_back(self.on_back)
+        self._reader.subscribe(self.on_changes)
         for work, interval_ms in (
             (self._tick, _TICK_MS),
             (self._ledger.store, config.poll_interval_ms),
@@ -207,6 +207,11 @@ class Looper:
         for part in accepted:
             self._ledger.note_accepted(server_name, part)
         self.on_back(server_name)
+
+    def goes_first(self, server_name: str) -> bool:
+        """Whether Synapse's queue for a server has anything to wait for."""
+        debtor = self._debtors.get(server_name)
+        return not self._has_looked or (debtor is not None and debtor.goes_first)
 
     async def before_transaction(self, server_name: str) -> None:
         """Synapse's own queue is about to send something to a server.

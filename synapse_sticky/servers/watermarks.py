@@ -15,26 +15,9 @@ import attr
 
 from synapse_sticky.deliverable.index import StickyEvent, StickyIndex
 from synapse_sticky.stickiness import MAX_DURATION_MS
+from synapse_sticky.storage.rows import WatermarkRow
 
 _NOTHING_SETTLED: Final = -1
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class WatermarkRow:
-    """A watermark as it is stored.
-
-    Attributes:
-        joined_position: of the server's join from which on it counts, 0 if it
-            joined before that mattered.
-        settled_position: up to which the server has settled everything.
-        expires_ts: when everything that it has settled has expired.
-    """
-
-    server_name: str
-    room_id: str
-    joined_position: int
-    settled_position: int
-    expires_ts: int
 
 
 @attr.s(slots=True, auto_attribs=True)

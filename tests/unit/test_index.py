@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synapse_sticky.clients.page import MAX_EVENTS, first_due_with, next_page_end
-from synapse_sticky.deliverable.index import Due, EventChange, JoinChange, StickyEvent, StickyIndex
+from synapse_sticky.clients.page import first_due_with, next_page_end
+from synapse_sticky.deliverable.index import Due, StickyEvent, StickyIndex
+from synapse_sticky.protocol import MAX_EVENTS
+from synapse_sticky.storage.rows import EventChange, JoinChange
 
 HOUR_MS = 3_600_000
 ROOMS = [f"!{letter}:example.org" for letter in "abcd"]

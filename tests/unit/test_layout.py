@@ -20,6 +20,77 @@ PUBLIC = {
 PLAIN_NAMES = {"duration_ms"}
 
 
+# Highest first: what stands in one line may import from the lines below it.
+RANKS: list[set[str]] = [
+    {"__init__"},
+    {"module"},
+    {"hooks"},
+    {"clients", "servers", "noticing"},
+    {"deliverable"},
+    {"storage"},
+    {"seams"},
+]
+# Decided by arguments alone. `config` only takes Synapse's class of errors.
+PURE = {
+    "clients.page",
+    "clients.since",
+    "deliverable.index",
+    "deliverable.positions",
+    "noticing.ranges",
+    "protocol",
+    "seams.bounds",
+    "seams.contents",
+    "servers.staging",
+    "servers.watermarks",
+    "stickiness",
+    "storage.rows",
+}
+# May be imported from anywhere too, and imports pure files only.
+SHARED = {"config"}
+# Sources of time, chance and I/O.
+IMPURE = {
+    "asyncio",
+    "datetime",
+    "io",
+    "os",
+    "random",
+    "secrets",
+    "socket",
+    "synapse",
+    "threading",
+    "time",
+    "twisted",
+}
+
+
+def _module(path: Path) -> str:
+    """The name of a file of the package, such as `seams.checks`."""
+    return _name(path).removesuffix(".py").replace("/", ".")
+
+
+def _folder(module: str) -> str:
+    return module.split(".")[0]
+
+
+def _rank(module: str) -> int:
+    """The larger, the higher."""
+    if module in PURE | SHARED:
+        return -1
+    (rank,) = [n for n, folders in enumerate(RANKS) if _folder(module) in folders]
+    return len(RANKS) - rank
+
+
+def _imported_files(path: Path) -> set[str]:
+    """The files of the package that a file of it imports."""
+    files = {_module(other) for other in SOURCES}
+    found = set()
+    for name in _imported(_tree(path)):
+        name = name.removeprefix("synapse_sticky.")
+        if name in files:
+            found.add(name)
+    return found
+
+
 def _name(path: Path) -> str:
     return path.relative_to(PACKAGE).as_posix()
 
@@ -32,6 +103,8 @@ def _imported(tree: ast.AST) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative imports are not used here"
             yield node.module or ""
+            if node.module and node.module.split(".")[0] == "synapse_sticky":
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif (
             isinstance(node, ast.Call)
             and ast.unparse(node.func).endswith(("import_module", "__import__"))
@@ -117,25 +190,21 @@ def test_the_wire_names() -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=_name)
-def test_layers_do_not_reach_back(path: Path) -> None:
-    """The arithmetic imports neither Synapse nor anything that does."""
-    pure = {
-        "protocol",
-        "stickiness",
-        "deliverable/index",
-        "clients/page",
-        "seams/bounds",
-        "clients/since",
-        "servers/watermarks",
-        "servers/staging",
-    }
-    if _name(path).removesuffix(".py") in pure:
-        ours = {name for name in _imported(_tree(path)) if name.startswith("synapse")}
-        modules = {f"synapse_sticky.{name.replace('/', '.')}" for name in pure}
-        assert all(name in modules or name.rpartition(".")[0] in modules for name in ours)
-    # Nothing but __init__ needs the class that wires everything together.
-    elif _name(path) != "__init__.py":
-        assert "synapse_sticky.module" not in set(_imported(_tree(path)))
+def test_imports_go_one_way(path: Path) -> None:
+    """A file imports from folders of a lower rank, from its own folder, and pure files."""
+    importer = _module(path)
+    for imported in _imported_files(path):
+        if imported in PURE or _folder(imported) == _folder(importer):
+            continue
+        assert _rank(importer) > _rank(imported), f"{importer} imports {imported}"
+
+
+@pytest.mark.parametrize("name", sorted(PURE))
+def test_pure_files_reach_nothing_impure(name: str) -> None:
+    """What is called pure imports no Synapse, no clock and no I/O, nor anything that does."""
+    tree = _tree(PACKAGE / f"{name.replace('.', '/')}.py")
+    assert not {i for i in _imported(tree) if i.split(".")[0] in IMPURE}
+    assert _imported_files(PACKAGE / f"{name.replace('.', '/')}.py") <= PURE
 
 
 def test_no_test_helpers_are_imported() -> None:

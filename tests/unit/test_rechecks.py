@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from synapse_sticky.noticing.rechecks import Rechecks
 from synapse_sticky.seams.authorisation import CurrentStateCheck
-from synapse_sticky.storage.store import Held, StateChange
+from synapse_sticky.seams.contents import StateChange
+from synapse_sticky.storage.rows import HeldEvent
 
 ROOMS = ["!a:example.org", "!b:example.org"]
 CAROL, DAVE = "@carol:example.org", "@dave:example.org"
@@ -35,12 +36,12 @@ class Check(CurrentStateCheck):
         return event_id in self.authorised
 
 
-def held(number: int, room_id: str = ROOMS[0], expires_ts: int = 1_000) -> Held:
+def held(number: int, room_id: str = ROOMS[0], expires_ts: int = 1_000) -> HeldEvent:
     """A soft-failed event."""
-    return Held(f"${number}", room_id, number, expires_ts)
+    return HeldEvent(f"${number}", room_id, number, expires_ts)
 
 
-def watching(types: Mapping[str, Iterable[tuple[str, str]]], *items: Held) -> Rechecks:
+def watching(types: Mapping[str, Iterable[tuple[str, str]]], *items: HeldEvent) -> Rechecks:
     """Looks after these events."""
     rechecks = Rechecks(Check(types))
     asyncio.run(rechecks.watch(items))
@@ -77,7 +78,7 @@ def test_those_that_pass() -> None:
 
 @attr.s(auto_attribs=True, frozen=True)
 class Watch:
-    item: Held
+    item: HeldEvent
     types: frozenset[tuple[str, str]]
 
 
@@ -109,7 +110,7 @@ def test_affected_is_what_the_model_says(
     # K1: each once, in the order of arrival
     types: dict[str, frozenset[tuple[str, str]]] = {}
     rechecks = Rechecks(Check(types))
-    model: dict[str, Held] = {}
+    model: dict[str, HeldEvent] = {}
     for step in history:
         if isinstance(step, Watch):
             # An event is in one room, and does not change.

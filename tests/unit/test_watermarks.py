@@ -6,8 +6,9 @@ import attr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synapse_sticky.deliverable.index import EventChange, JoinChange, StickyIndex
-from synapse_sticky.servers.watermarks import WatermarkRow, Watermarks
+from synapse_sticky.deliverable.index import StickyIndex
+from synapse_sticky.servers.watermarks import Watermarks
+from synapse_sticky.storage.rows import EventChange, JoinChange, WatermarkRow
 
 HOUR_MS = 3_600_000
 ROOMS = ["!a:example.org", "!b:example.org"]

@@ -7,7 +7,8 @@ import attr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synapse_sticky.seams.bounds import Bounds, Range, Stream, in_steps, unread
+from synapse_sticky.noticing.ranges import in_steps, pending_ranges
+from synapse_sticky.seams.bounds import Bounds, Range, Stream
 
 WRITERS = ["persister1", "persister2", "persister3"]
 FORWARDS = {Stream.EVENTS, Stream.UN_PARTIAL_STATED}
@@ -67,7 +68,7 @@ def bounds_pairs(draw: st.DrawFn) -> tuple[Bounds, Bounds]:
 def test_everything_new_is_read_and_nothing_twice(pair: tuple[Bounds, Bounds]) -> None:
     # K3
     read, written = pair
-    parts = list(unread(read, written))
+    parts = list(pending_ranges(read, written))
     covered = _covered(parts)
     expected: dict[tuple[Stream, str | None], range] = {
         (Stream.EVENTS, None): range(read.events + 1, written.events + 1),
@@ -92,7 +93,7 @@ def test_everything_new_is_read_and_nothing_twice(pair: tuple[Bounds, Bounds]) -
 @given(bounds_pairs())
 def test_nothing_new_is_nothing_to_read(pair: tuple[Bounds, Bounds]) -> None:
     for bounds in pair:
-        assert list(unread(bounds, bounds)) == []
+        assert list(pending_ranges(bounds, bounds)) == []
         assert list(in_steps(bounds, bounds, 5)) == [bounds]
 
 
@@ -165,7 +166,7 @@ def test_following_writers_finds_all_they_write(history: list[tuple[str, object,
     def look(step: int) -> None:
         nonlocal read, stored
         for bounds in in_steps(read, written(), step):
-            for part in unread(read, bounds):
+            for part in pending_ranges(read, bounds):
                 found[part.stream] |= streams[part.stream].visible(part)
             read = bounds
             # Only the scalar ones are kept over a restart.
@@ -213,12 +214,12 @@ def test_steps_lead_all_the_way(pair: tuple[Bounds, Bounds], step: int) -> None:
         assert before.backfill >= after.backfill >= before.backfill - step
         assert after.events <= written.events
         assert after.backfill >= written.backfill
-        parts += unread(before, after)
+        parts += pending_ranges(before, after)
     assert len(steps) <= 2 + (written.events - read.events) / step + (
         (read.backfill - written.backfill) / step
     )
     # Together they read each number exactly once, as one look would.
-    whole = _covered(unread(read, written))
+    whole = _covered(pending_ranges(read, written))
     assert {key: sorted(numbers) for key, numbers in _covered(parts).items() if not key[1]} == {
         key: sorted(numbers) for key, numbers in whole.items() if not key[1]
     }

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Guards what Synapse calls: no error of ours, a bounded time, Synapse's names.
+
+Synapse does not expect errors from the places that our hooks are in: one of ours would
+fail a request, stop a queue or end a stream. So each hook runs our part through one of
+these, and Synapse's own part outside of them: Synapse's errors stay Synapse's.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import update_wrapper
+from typing import Any
+
+from synapse.logging.context import make_deferred_yieldable
+from synapse.server import HomeServer
+from synapse.util.async_helpers import stop_cancellation, timeout_deferred
+from twisted.internet import defer
+
+from synapse_sticky.seams.checks import require
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def shielded(consequence: str) -> Iterator[None]:
+    """Log an error of our part, and go on after it.
+
+    Args:
+        consequence: what the error leads to, for the log.
+    """
+    try:
+        yield
+    except defer.CancelledError:
+        # The client has gone: Synapse ends the request.
+        raise
+    except Exception:
+        logger.exception("%s", consequence)
+
+
+async def run_within(
+    hs: HomeServer,
+    limit_ms: int,
+    consequence: str,
+    func: Callable[..., Awaitable[None]],
+    *args: object,
+) -> None:
+    """Run our part, and wait for its end no longer than the limit. Never raises.
+
+    Args:
+        consequence: what giving up leads to, for the log.
+    """
+    ended = hs.run_as_background_process("sticky_hook", func, *args)
+    try:
+        await make_deferred_yieldable(
+            timeout_deferred(
+                deferred=stop_cancellation(ended), timeout=limit_ms / 1000, clock=hs.get_clock()
+            )
+        )
+    except defer.TimeoutError:
+        logger.warning("%s: not done within %.1f s", consequence, limit_ms / 1000)
+
+
+def wrap(owner: object, name: str, wrapper: Callable[..., Any], *parameters: str) -> None:
+    """Put our function in place of one of Synapse's, under the same name.
+
+    Args:
+        owner: the module or object that has Synapse's.
+        wrapper: called as Synapse's was. It calls Synapse's itself.
+        parameters: those that Synapse's must take.
+
+    Raises:
+        ConfigError: if Synapse's is not there, or does not take the parameters.
+    """
+    require(owner, name, *parameters)
+    setattr(owner, name, update_wrapper(wrapper, getattr(owner, name)))

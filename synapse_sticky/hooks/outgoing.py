@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Synapse's own queues for other servers tell us here what they do.
+
+A receiving server takes one transaction at a time from another one, so Synapse's queues
+take turns with us: see ``Federation.turn``.
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from functools import lru_cache
+from typing import Any, Final
+
+from synapse.events import EventBase
+from synapse.server import HomeServer
+from synapse.types import JsonDict
+
+from synapse_sticky.hooks.guard import run_within, shielded, wrap
+from synapse_sticky.seams.checks import require
+from synapse_sticky.seams.events import has_stickiness
+from synapse_sticky.seams.federation import Accepted, Answer, Federation
+
+# Longer than any payment that Synapse's queue is to wait for.
+_MAX_WAIT_MS: Final = 15_000
+
+_SENT_AGAIN: Final = (
+    "Cannot take note of the events that servers have; they are sent sticky events once more"
+)
+
+# An event goes to many servers at about the same time.
+_has_stickiness = lru_cache(maxsize=256)(has_stickiness)
+
+
+def follow_queues(
+    hs: HomeServer,
+    federation: Federation,
+    goes_first: Callable[[str], bool],
+    before: Callable[[str], Awaitable[None]],
+    on_accepted: Callable[[str, Iterable[Accepted]], None],
+) -> None:
+    """Call back around each transaction of Synapse's own queues, which take turns with us.
+
+    Args:
+        goes_first: whether there is anything to wait for with a transaction. Must not raise.
+        before: what the transaction then waits for, fifteen seconds at most.
+        on_accepted: called when a server has answered to events. Plain ones too:
+            all that was accepted counts for what the server has to read.
+    """
+    sender: Any = hs.get_federation_sender()
+    require(sender, "_transaction_manager")
+    manager = sender._transaction_manager
+    require(manager, "_transport_layer")
+    transport = manager._transport_layer
+    require(manager, "send_new_transaction", "destination", "pdus", "edus")
+    require(transport, "send_transaction", "transaction")
+    original_send_new_transaction = manager.send_new_transaction
+    original_send_transaction = transport.send_transaction
+    # What is on its way: one transaction at a time to each server.
+    in_flight: dict[str, list[EventBase]] = {}
+
+    async def send_new_transaction(
+        destination: str, pdus: list[EventBase], edus: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        if goes_first(destination):
+            consequence = f"Cannot send {destination} first the sticky events that it missed"
+            await run_within(hs, _MAX_WAIT_MS, consequence, before, destination)
+        async with federation.turn(destination):
+            if pdus:
+                in_flight[destination] = pdus
+            try:
+                await original_send_new_transaction(destination, pdus, edus, *args, **kwargs)
+            finally:
+                in_flight.pop(destination, None)
+
+    async def send_transaction(transaction: Any, *args: Any, **kwargs: Any) -> JsonDict:
+        response: JsonDict = await original_send_transaction(transaction, *args, **kwargs)
+        events = in_flight.pop(transaction.destination, None)
+        if events:
+            with shielded(_SENT_AGAIN):
+                on_accepted(transaction.destination, _accepted(events, Answer.of(response)))
+        return response
+
+    wrap(manager, "send_new_transaction", send_new_transaction)
+    wrap(transport, "send_transaction", send_transaction)
+
+
+def follow_returns(hs: HomeServer, callback: Callable[[str], None]) -> None:
+    """Call back with the name of a server that seems to be back, before its queue runs."""
+    sender: Any = hs.get_federation_sender()
+    require(sender, "wake_destination", "destination")
+    original = sender.wake_destination
+
+    def wake_destination(destination: str) -> None:
+        with shielded("Cannot note that a server is back; it is sent sticky events later"):
+            callback(destination)
+        original(destination)
+
+    wrap(sender, "wake_destination", wake_destination)
+
+
+def _accepted(events: Iterable[EventBase], answer: Answer) -> Collection[Accepted]:
+    by_room: dict[str, Accepted] = {}
+    for event in events:
+        if event.event_id in answer.accepted:
+            accepted = by_room.setdefault(event.room_id, Accepted(event.room_id))
+            accepted.event_ids.append(event.event_id)
+            if _has_stickiness(event):
+                accepted.sticky_ids.append(event.event_id)
+    return by_room.values()

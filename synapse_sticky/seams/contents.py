@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What is found in Synapse's streams. No Synapse, no clock."""
+
+import attr
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Candidate:
+    """A sticky event found in Synapse's tables.
+
+    Attributes:
+        stream_ordering: where the stream that it was found in has it.
+        soft_failed: Synapse has marked it so.
+        refused: by a policy server or a spam checker.
+        unchecked: Synapse never checked it against the room's current state.
+        sent_out: Synapse sends it to other servers if it is by a user of this one,
+            and the module was there when it was stored.
+    """
+
+    event_id: str
+    room_id: str
+    sender: str
+    stream_ordering: int
+    expires_ts: int
+    soft_failed: bool
+    refused: bool
+    unchecked: bool
+    sent_out: bool
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class SeenJoin:
+    """A user's join to a room, found in Synapse's tables, or the join of a server by it.
+
+    Attributes:
+        is_new: the membership event came in then. Otherwise it is an old one that the
+            current state has only now, for example at the end of a faster join.
+    """
+
+    member: str
+    room_id: str
+    stream_ordering: int
+    instance_name: str | None
+    is_new: bool = True
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class StateChange:
+    """A change of a room's current state, found in Synapse's tables."""
+
+    room_id: str
+    type: str
+    state_key: str
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class StreamContents:
+    """The sticky events, joins and changes of state in some ranges of Synapse's streams."""
+
+    candidates: list[Candidate]
+    joins: list[SeenJoin]
+    state_changes: list[StateChange]

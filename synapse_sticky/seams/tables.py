@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""SQL on Synapse's own tables."""
+
+import json
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Final
+
+import attr
+from synapse.module_api import LoggingTransaction, ModuleApi
+from synapse.storage.types import Cursor
+
+from synapse_sticky import stickiness
+from synapse_sticky.protocol import EVENT_KEY
+from synapse_sticky.seams.bounds import Range, Stream
+from synapse_sticky.seams.checks import misfit
+from synapse_sticky.seams.contents import Candidate, SeenJoin, StateChange, StreamContents
+
+logger = logging.getLogger(__name__)
+
+_COLUMNS: Final[Mapping[str, str]] = {
+    "current_state_delta_stream": (
+        "stream_id, instance_name, room_id, type, state_key, event_id, prev_event_id"
+    ),
+    "current_state_events": "event_id, room_id, type, state_key, membership",
+    "event_json": "event_id, json, internal_metadata",
+    "events": (
+        "event_id, room_id, sender, stream_ordering, instance_name, received_ts, "
+        "origin_server_ts, outlier, rejection_reason"
+    ),
+    "ex_outlier_stream": "event_id, event_stream_ordering, instance_name",
+    "room_memberships": "event_id, membership",
+    "un_partial_stated_event_stream": (
+        "stream_id, instance_name, event_id, rejection_status_changed"
+    ),
+}
+
+# Synapse stores events as JSON with plain ASCII keys. Whether the key really
+# stands at the top level is looked at afterwards.
+_EVENT_KEY_PATTERN: Final = f'%"{EVENT_KEY}"%'
+
+_EVENT_COLUMNS: Final = """
+    e.event_id, e.room_id, e.sender, e.stream_ordering, e.received_ts,
+    e.origin_server_ts, ej.json, ej.internal_metadata
+"""
+# Backfilled events: Synapse does not check them for soft failure.
+_BACKFILLED: Final = "e.stream_ordering < 0"
+_COULD_BE_STICKY: Final = """
+    e.origin_server_ts > ? AND NOT e.outlier AND e.rejection_reason IS NULL AND ej.json LIKE ?
+"""
+
+
+ServerOf = Callable[[str], str]
+"""The server name in a user ID."""
+
+
+def check_tables(txn: Cursor) -> None:
+    """Refuse to start if Synapse's tables lack anything that is read here.
+
+    Raises:
+        ConfigError: naming the table.
+    """
+    for table, columns in _COLUMNS.items():
+        txn.execute("SAVEPOINT synapse_sticky_check")
+        try:
+            txn.execute(f"SELECT {columns} FROM {table} LIMIT 0")
+        except Exception as error:
+            raise misfit(f"the table {table} does not have the columns {columns}") from error
+        txn.execute("RELEASE SAVEPOINT synapse_sticky_check")
+
+
+class SynapseTables:
+    """Reads Synapse's tables."""
+
+    def __init__(self, api: ModuleApi) -> None:
+        self._api = api
+
+    async def find(
+        self, ranges: Collection[Range], now_ts: int, watched_rooms: Collection[str]
+    ) -> StreamContents:
+        """The sticky events and the joins in these ranges, each once.
+
+        Args:
+            watched_rooms: the changes of state are looked for in these rooms.
+        """
+
+        def find_txn(txn: LoggingTransaction) -> StreamContents:
+            found: list[Candidate] = []
+            joins: list[SeenJoin] = []
+            state_changes: list[StateChange] = []
+            for part in ranges:
+                if part.stream is Stream.UN_PARTIAL_STATED:
+                    found += _find_un_partial_stated(txn, part, now_ts)
+                    continue
+                found += _find_events(txn, part, now_ts)
+                found += _find_ex_outliers(txn, part, now_ts)
+                if part.stream is Stream.EVENTS:
+                    joins += _find_joins(txn, part)
+                    if watched_rooms:
+                        state_changes += _find_state_changes(txn, part, watched_rooms)
+            # What was found twice is unchecked if it was in either place.
+            candidates: dict[str, Candidate] = {}
+            for candidate in found:
+                if candidate.event_id not in candidates or candidate.unchecked:
+                    candidates[candidate.event_id] = candidate
+            return StreamContents(list(candidates.values()), joins, state_changes)
+
+        return await self._api.run_db_interaction("sticky_find", find_txn)
+
+    async def find_server_joins(
+        self, joins: Collection[SeenJoin], server_of: ServerOf
+    ) -> list[SeenJoin]:
+        """The servers that were not in the room before these joins, with the first of them."""
+
+        def find_server_joins_txn(txn: LoggingTransaction) -> list[SeenJoin]:
+            found: dict[tuple[str, str], SeenJoin] = {}
+            joined_now = {(join.room_id, join.member) for join in joins}
+            for join in joins:
+                server, room_id = server_of(join.member), join.room_id
+                if (server, room_id) in found:
+                    continue
+                # Who joined later may be one whose join is still to be read.
+                txn.execute(
+                    "SELECT c.state_key FROM current_state_events AS c "
+                    "INNER JOIN events AS e USING (event_id) WHERE c.room_id = ? "
+                    "AND c.type = 'm.room.member' AND c.membership = 'join' "
+                    "AND c.state_key LIKE ? AND e.stream_ordering < ?",
+                    (room_id, f"%:{server}", join.stream_ordering),
+                )
+                if all(
+                    (room_id, user_id) in joined_now or server_of(user_id) != server
+                    for (user_id,) in txn
+                ):
+                    found[server, room_id] = attr.evolve(join, member=server)
+            return list(found.values())
+
+        if not joins:
+            return []
+        return await self._api.run_db_interaction("sticky_find_server_joins", find_server_joins_txn)
+
+    async def find_recent_candidates(self, now_ts: int) -> list[Candidate]:
+        """All events in the database that are sticky now, in stream order."""
+
+        def find_recent_candidates_txn(txn: LoggingTransaction) -> list[Candidate]:
+            txn.execute(
+                f"SELECT {_EVENT_COLUMNS}, {_BACKFILLED} OR o.event_id IS NOT NULL "
+                "FROM events AS e INNER JOIN event_json AS ej USING (event_id) "
+                "LEFT JOIN ex_outlier_stream AS o USING (event_id) "
+                f"WHERE {_COULD_BE_STICKY} ORDER BY e.stream_ordering",
+                _could_be_sticky_arguments(now_ts),
+            )
+            # What was stored before the module was there was sent out without it.
+            return [attr.evolve(c, sent_out=False) for c in _candidates(txn.fetchall(), now_ts)]
+
+        return await self._api.run_db_interaction(
+            "sticky_find_recent_candidates", find_recent_candidates_txn
+        )
+
+    async def get_received_ts(self, event_id: str) -> int | None:
+        """When this server received an event, in ms since the epoch."""
+
+        def get_received_ts_txn(txn: LoggingTransaction) -> int | None:
+            txn.execute("SELECT received_ts FROM events WHERE event_id = ?", (event_id,))
+            row = txn.fetchone()
+            return row[0] if row else None
+
+        return await self._api.run_db_interaction("sticky_get_received_ts", get_received_ts_txn)
+
+
+def _find_events(txn: LoggingTransaction, part: Range, now_ts: int) -> list[Candidate]:
+    return _find_by(txn, part, now_ts, "events AS e", "e.stream_ordering", unchecked=_BACKFILLED)
+
+
+def _find_ex_outliers(txn: LoggingTransaction, part: Range, now_ts: int) -> list[Candidate]:
+    joined = "ex_outlier_stream AS o INNER JOIN events AS e USING (event_id)"
+    return _find_by(txn, part, now_ts, joined, "o.event_stream_ordering")
+
+
+def _find_un_partial_stated(txn: LoggingTransaction, part: Range, now_ts: int) -> list[Candidate]:
+    joined = "un_partial_stated_event_stream AS u INNER JOIN events AS e USING (event_id)"
+    return _find_by(
+        txn, part, now_ts, joined, "u.stream_id", condition="u.rejection_status_changed"
+    )
+
+
+def _find_by(
+    txn: LoggingTransaction,
+    part: Range,
+    now_ts: int,
+    joined: str,
+    column: str,
+    unchecked: str = "TRUE",
+    condition: str = "TRUE",
+) -> list[Candidate]:
+    """Candidates whose place in a stream, in ``column``, is in a range."""
+    txn.execute(
+        f"SELECT {_EVENT_COLUMNS}, {unchecked} FROM {joined} "
+        "INNER JOIN event_json AS ej USING (event_id) "
+        f"WHERE {_in_range(column, part)} AND {_of_writer(column[0], part)} AND {condition} "
+        f"AND {_COULD_BE_STICKY} ORDER BY {column}",
+        (*_range_arguments(part), *_could_be_sticky_arguments(now_ts)),
+    )
+    return _candidates(txn.fetchall(), now_ts)
+
+
+def _find_joins(txn: LoggingTransaction, part: Range) -> list[SeenJoin]:
+    txn.execute(
+        "SELECT d.state_key, d.room_id, d.stream_id, d.instance_name, "
+        "e.stream_ordering >= d.stream_id FROM current_state_delta_stream AS d "
+        "INNER JOIN events AS e ON e.event_id = d.event_id "
+        "INNER JOIN room_memberships AS m ON m.event_id = d.event_id "
+        "LEFT JOIN room_memberships AS previous ON previous.event_id = d.prev_event_id "
+        f"WHERE {_in_range('d.stream_id', part)} AND {_of_writer('d', part)} "
+        "AND d.type = 'm.room.member' AND m.membership = 'join' "
+        "AND (previous.membership IS NULL OR previous.membership <> 'join') ORDER BY d.stream_id",
+        _range_arguments(part),
+    )
+    return [SeenJoin(*row) for row in txn.fetchall()]
+
+
+def _find_state_changes(
+    txn: LoggingTransaction, part: Range, rooms: Collection[str]
+) -> list[StateChange]:
+    txn.execute(
+        "SELECT d.room_id, d.type, d.state_key FROM current_state_delta_stream AS d "
+        f"WHERE {_in_range('d.stream_id', part)} AND {_of_writer('d', part)}",
+        _range_arguments(part),
+    )
+    return [StateChange(*row) for row in txn.fetchall() if row[0] in rooms]
+
+
+def unset_soft_failed(txn: LoggingTransaction, event_id: str) -> None:
+    """Make Synapse treat a soft-failed event as any other."""
+    txn.execute("SELECT internal_metadata FROM event_json WHERE event_id = ?", (event_id,))
+    row = txn.fetchone()
+    flags = json.loads(row[0]) if row else {}
+    if flags.pop("soft_failed", None):
+        txn.execute(
+            "UPDATE event_json SET internal_metadata = ? WHERE event_id = ?",
+            (json.dumps(flags), event_id),
+        )
+
+
+def _in_range(column: str, part: Range) -> str:
+    # Streams that count downwards have their newest row at the low end.
+    if part.end < part.start:
+        return f"{column} >= ? AND {column} < ?"
+    return f"{column} > ? AND {column} <= ?"
+
+
+def _of_writer(table: str, part: Range) -> str:
+    return "TRUE" if part.writer is None else f"{table}.instance_name = ?"
+
+
+def _range_arguments(part: Range) -> tuple[object, ...]:
+    return (part.low, part.high) if part.writer is None else (part.low, part.high, part.writer)
+
+
+def _could_be_sticky_arguments(now_ts: int) -> tuple[object, ...]:
+    return (now_ts - stickiness.MAX_DURATION_MS, _EVENT_KEY_PATTERN)
+
+
+def _candidates(rows: Sequence[tuple[Any, ...]], now_ts: int) -> list[Candidate]:
+    found = []
+    for row in rows:
+        event_id, room_id, sender, stream_ordering, received_ts, origin_ts, text, metadata = row[:8]
+        try:
+            sticky = json.loads(text).get(EVENT_KEY)
+            flags = json.loads(metadata)
+        except ValueError:
+            # What Synapse itself cannot read is no sticky event.
+            logger.warning("Cannot read the JSON of event %s; treating it as ordinary", event_id)
+            continue
+        duration_ms = stickiness.effective_duration_ms(sticky)
+        if duration_ms is None:
+            continue
+        expires_ts = stickiness.expires_ts(duration_ms, received_ts, origin_ts)
+        if expires_ts <= now_ts:
+            continue
+        found.append(
+            Candidate(
+                event_id=event_id,
+                room_id=room_id,
+                sender=sender,
+                stream_ordering=stream_ordering,
+                expires_ts=expires_ts,
+                soft_failed=bool(flags.get("soft_failed")),
+                refused=bool(flags.get("policy_server_spammy") or flags.get("spam_checker_spammy")),
+                unchecked=bool(row[8]),
+                sent_out=(
+                    stream_ordering > 0
+                    and flags.get("proactively_send", True)
+                    and not flags.get("out_of_band_membership")
+                ),
+            )
+        )
+    return found

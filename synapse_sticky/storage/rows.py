@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The rows of our tables. No Synapse, no clock."""
+
+import attr
+
+from synapse_sticky.seams.contents import Candidate
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class HeldEvent:
+    """A recorded event that is held, and may become deliverable."""
+
+    event_id: str
+    room_id: str
+    stream_ordering: int
+    expires_ts: int
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Admitted:
+    """A candidate and why it is held, or None if it is deliverable.
+
+    Attributes:
+        owed: whether other servers are owed it.
+    """
+
+    candidate: Candidate
+    held_reason: str | None
+    owed: bool
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class EventChange:
+    """What the store says of one event: ``position`` is None while it is held.
+
+    ``held_reason`` stays when it becomes deliverable.
+    """
+
+    event_id: str
+    room_id: str
+    sender: str
+    position: int | None
+    expires_ts: int
+    stream_ordering: int
+    owed: bool = False
+    held_reason: str | None = None
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class JoinChange:
+    """What the store says of a local user's, or another server's, newest join to a room.
+
+    Everything in the room that is older than ``position`` became due to this
+    member there. After ``expires_ts`` nothing that old can be sticky. The join
+    itself is at ``stream_ordering`` in what ``instance_name`` has written.
+
+    Attributes:
+        member: the ID of the user or the name of the server.
+    """
+
+    member: str
+    room_id: str
+    position: int
+    expires_ts: int
+    stream_ordering: int
+    instance_name: str | None
+
+    @property
+    def is_of_server(self) -> bool:
+        """Whether the member is a server, and not a user."""
+        return not self.member.startswith("@")
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Changes:
+    """What changed in our tables, oldest first, and the last position given out."""
+
+    events: list[EventChange]
+    joins: list[JoinChange]
+    position: int
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class WatermarkRow:
+    """A watermark as it is stored.
+
+    Attributes:
+        joined_position: of the server's join from which on it counts, 0 if it
+            joined before that mattered.
+        settled_position: up to which the server has settled everything.
+        expires_ts: when everything that it has settled has expired.
+    """
+
+    server_name: str
+    room_id: str
+    joined_position: int
+    settled_position: int
+    expires_ts: int
