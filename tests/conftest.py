@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from tests.harness.client import Client
-from tests.harness.homeserver import Homeserver, open_homeservers
-from tests.harness.postgres import PostgresServer
-from tests.harness.proxy import Fault
-from tests.harness.redis import RedisServer
-from tests.harness.remote import RemoteServer
+from harness.client import Client
+from harness.homeserver import Homeserver, open_homeservers
+from harness.postgres import PostgresServer
+from harness.proxy import Fault
+from harness.redis import RedisServer
+from harness.remote import RemoteServer
 
 DEPLOYMENTS = ("sqlite", "postgres", "workers")
 

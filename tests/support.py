@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.harness.client import Client, JsonDict
-from tests.harness.homeserver import Homeserver
-from tests.harness.wait import eventually
+from harness.client import Client, JsonDict
+from harness.homeserver import Homeserver
+from harness.wait import eventually
 
 # As on the wire. Spelled out once more on purpose: the tests are to notice if the package's
 # own list of names changes.

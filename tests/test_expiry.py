@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from harness.client import Client, JsonDict, MatrixError, quote
+from harness.event_format import Event
+from harness.homeserver import Homeserver
+from harness.remote import RemoteServer
+from harness.wait import eventually
 from tests.conftest import MakeHomeserver
-from tests.harness.client import Client, JsonDict, MatrixError, quote
-from tests.harness.event_format import Event
-from tests.harness.homeserver import Homeserver
-from tests.harness.remote import RemoteServer
-from tests.harness.wait import eventually
 from tests.support import (
     EVENT_KEY,
     HOUR_MS,

@@ -6,6 +6,11 @@ from typing import Any
 
 import pytest
 
+from harness.client import Client, quote
+from harness.event_format import Event
+from harness.homeserver import Homeserver
+from harness.remote import RemoteServer
+from harness.wait import eventually
 from tests.conftest import GRACE_PERIOD, MakeHomeserver
 from tests.federation import (
     create_room,
@@ -15,11 +20,6 @@ from tests.federation import (
     wait_until_received,
     wait_until_stored,
 )
-from tests.harness.client import Client, quote
-from tests.harness.event_format import Event
-from tests.harness.homeserver import Homeserver
-from tests.harness.remote import RemoteServer
-from tests.harness.wait import eventually
 from tests.support import (
     HOUR_MS,
     assert_once,

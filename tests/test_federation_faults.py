@@ -10,6 +10,11 @@ from typing import Any
 
 import pytest
 
+from harness.client import Client
+from harness.homeserver import BACKGROUND_WORKER, SENDERS, Homeserver
+from harness.proxy import Fault
+from harness.remote import RemoteServer
+from harness.wait import eventually
 from tests import debts
 from tests.conftest import GRACE_PERIOD, MakeHomeserver
 from tests.federation import (
@@ -21,11 +26,6 @@ from tests.federation import (
     wait_until_received,
     wait_until_stored,
 )
-from tests.harness.client import Client
-from tests.harness.homeserver import BACKGROUND_WORKER, SENDERS, Homeserver
-from tests.harness.proxy import Fault
-from tests.harness.remote import RemoteServer
-from tests.harness.wait import eventually
 from tests.support import (
     HOUR_MS,
     assert_once,

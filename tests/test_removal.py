@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from harness.client import Client, JsonDict, MatrixError, quote
+from harness.homeserver import Homeserver
+from harness.wait import eventually
 from tests.conftest import MakeHomeserver
-from tests.harness.client import Client, JsonDict, MatrixError, quote
-from tests.harness.homeserver import Homeserver
-from tests.harness.wait import eventually
 from tests.sliding import Connection, drained, send_known, subscription, window
 from tests.support import (
     REMAINING_KEY,

@@ -13,12 +13,12 @@ from synapse.api.room_versions import KNOWN_ROOM_VERSIONS
 from synapse.crypto.event_signing import compute_content_hash, compute_event_signature
 from unpaddedbase64 import encode_base64
 
+from harness.client import STICKY_PARAMETER, Client, JsonDict, MatrixError, quote
+from harness.event_format import redact
+from harness.homeserver import Homeserver
+from harness.remote import RemoteServer
+from harness.wait import eventually
 from tests.conftest import MakeHomeserver
-from tests.harness.client import STICKY_PARAMETER, Client, JsonDict, MatrixError, quote
-from tests.harness.event_format import redact
-from tests.harness.homeserver import Homeserver
-from tests.harness.remote import RemoteServer
-from tests.harness.wait import eventually
 from tests.support import (
     EVENT_KEY,
     HOUR_MS,

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from harness.client import JsonDict
+from harness.homeserver import MODULE, Homeserver
+from harness.postgres import PostgresServer
+from harness.remote import RemoteServer
+from harness.wait import eventually
 from tests import saboteurs
 from tests.conftest import MakeHomeserver
-from tests.harness.client import JsonDict
-from tests.harness.homeserver import MODULE, Homeserver
-from tests.harness.postgres import PostgresServer
-from tests.harness.remote import RemoteServer
-from tests.harness.wait import eventually
 from tests.sliding import Connection, drained
 from tests.support import (
     HOUR_MS,

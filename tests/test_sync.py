@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from harness.client import Client, JsonDict, MatrixError, quote
+from harness.homeserver import Homeserver
+from harness.wait import eventually
 from tests.conftest import MakeHomeserver
-from tests.harness.client import Client, JsonDict, MatrixError, quote
-from tests.harness.homeserver import Homeserver
-from tests.harness.wait import eventually
 from tests.support import (
     DELAY_ID_KEY,
     EVENT_KEY,

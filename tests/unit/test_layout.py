@@ -131,7 +131,8 @@ def test_layers_do_not_reach_back(path: Path) -> None:
 def test_no_test_helpers_are_imported() -> None:
     for path in SOURCES:
         for name in _imported(_tree(path)):
-            assert name.split(".")[0] not in ("tests", "pytest", "hypothesis"), _name(path)
+            top_level = name.split(".")[0]
+            assert top_level not in ("tests", "harness", "pytest", "hypothesis"), _name(path)
 
 
 # The checks themselves

@@ -12,13 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.harness.processes import (
+from harness.processes import (
     ManagedProcess,
     accepts_connections,
     free_port,
     temporary_directory,
 )
-from tests.harness.wait import eventually
+from harness.wait import eventually
 
 
 def find_binaries() -> Path:

@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from tests.harness.certificate import write_certificate
+from harness.certificate import write_certificate
 
 
 class Fault(enum.Enum):
