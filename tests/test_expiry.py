@@ -11,11 +11,11 @@ from harness.event_format import Event
 from harness.homeserver import Homeserver
 from harness.remote import RemoteServer
 from harness.wait import eventually
-from tests.conftest import MakeHomeserver
 from tests.support import (
     EVENT_KEY,
     HOUR_MS,
     REMAINING_KEY,
+    MakeHomeserver,
     assert_once,
     follow_until_seen,
     ids,

@@ -11,8 +11,7 @@ from harness.client import Client, JsonDict, MatrixError, quote
 from harness.homeserver import Homeserver
 from harness.remote import RemoteServer
 from harness.wait import eventually
-from tests.conftest import MakeHomeserver
-from tests.support import stored_pdu, text
+from tests.support import MakeHomeserver, stored_pdu, text
 
 PREFIX = "/_matrix/federation/unstable/org.matrix.msc4370/extremities/"
 # Some release after the oldest supported one began to have the endpoint itself.

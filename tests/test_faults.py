@@ -9,7 +9,7 @@ import pytest
 from harness.client import Client
 from harness.homeserver import BACKGROUND_WORKER, Homeserver
 from harness.wait import eventually
-from tests.conftest import MakeHomeserver
+from tests.support import MakeHomeserver
 from tests.traffic import DURATION_MS, Reader, Traffic, send_until_acknowledged
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,6 @@ from harness.event_format import Event
 from harness.homeserver import Homeserver
 from harness.remote import RemoteServer
 from harness.wait import eventually
-from tests.conftest import GRACE_PERIOD, MakeHomeserver
 from tests.federation import (
     create_room,
     join_via,
@@ -21,7 +20,10 @@ from tests.federation import (
     wait_until_stored,
 )
 from tests.support import (
+    GRACE_PERIOD,
     HOUR_MS,
+    NO_TIMELINE,
+    MakeHomeserver,
     assert_once,
     follow_until_seen,
     remaining_ms,
@@ -33,7 +35,6 @@ from tests.support import (
 pytestmark = [pytest.mark.slow, pytest.mark.deployments("sqlite", "workers")]
 
 GRACE_PERIOD_S = int(GRACE_PERIOD.removesuffix("s"))
-NO_TIMELINE = {"room": {"timeline": {"types": ["org.example.nothing"]}}}
 
 
 # The other servers

@@ -16,7 +16,6 @@ from harness.proxy import Fault
 from harness.remote import RemoteServer
 from harness.wait import eventually
 from tests import debts
-from tests.conftest import GRACE_PERIOD, MakeHomeserver
 from tests.federation import (
     create_room,
     join_via,
@@ -27,7 +26,10 @@ from tests.federation import (
     wait_until_stored,
 )
 from tests.support import (
+    GRACE_PERIOD,
     HOUR_MS,
+    NO_TIMELINE,
+    MakeHomeserver,
     assert_once,
     follow_until_seen,
     now_ms,
@@ -39,7 +41,6 @@ from tests.support import (
 pytestmark = [pytest.mark.slow, pytest.mark.deployments("sqlite", "workers")]
 
 # No timelines: what is delivered is in the section.
-NO_TIMELINE = {"room": {"timeline": {"types": ["org.example.nothing"]}}}
 
 
 def kill_senders(homeserver: Homeserver) -> None:

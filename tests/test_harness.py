@@ -9,7 +9,7 @@ from harness.event_format import Event, event_from_pdu
 from harness.homeserver import Homeserver
 from harness.remote import ABSENT, RemoteServer
 from harness.wait import eventually
-from tests.conftest import DEPLOYMENTS, MakeHomeserver
+from tests.support import DEPLOYMENTS, MakeHomeserver
 
 # What most of them look at is the same on every deployment.
 pytestmark = pytest.mark.deployments("sqlite")

@@ -7,18 +7,19 @@ import pytest
 from harness.client import Client, JsonDict, MatrixError, quote
 from harness.homeserver import Homeserver
 from harness.wait import eventually
-from tests.conftest import MakeHomeserver
 from tests.sliding import Connection, drained, send_known, subscription, window
 from tests.support import (
     REMAINING_KEY,
     SYNC_SECTION,
     VERSIONS_FLAG,
+    MakeHomeserver,
+    drop_tables,
     follow_until_seen,
     ids,
     joined_room,
+    our_tables,
     timeline_in,
 )
-from tests.test_startup import drop_tables, our_tables
 
 SHORT = {"room": {"timeline": {"limit": 1}}}
 

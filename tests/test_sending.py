@@ -18,11 +18,11 @@ from harness.event_format import redact
 from harness.homeserver import Homeserver
 from harness.remote import RemoteServer
 from harness.wait import eventually
-from tests.conftest import MakeHomeserver
 from tests.support import (
     EVENT_KEY,
     HOUR_MS,
     VERSIONS_FLAG,
+    MakeHomeserver,
     assert_once,
     follow_until_seen,
     is_recorded,

@@ -16,15 +16,17 @@ from harness.postgres import PostgresServer
 from harness.remote import RemoteServer
 from harness.wait import eventually
 from tests import saboteurs
-from tests.conftest import MakeHomeserver
 from tests.sliding import Connection, drained
 from tests.support import (
     HOUR_MS,
+    MakeHomeserver,
     assert_once,
+    drop_tables,
     follow_until_seen,
     ids,
     is_recorded,
     now_ms,
+    our_tables,
     remaining_ms,
     send_plain,
     send_sticky,
@@ -35,22 +37,6 @@ from tests.support import (
 pytestmark = pytest.mark.slow
 
 SYNAPSE_VERSION = importlib.metadata.version("matrix-synapse")
-OUR_TABLES = {
-    "sqlite": "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE ?",
-    "postgres": "SELECT tablename FROM pg_tables WHERE tablename LIKE ?",
-}
-
-
-def our_tables(homeserver: Homeserver, kind: str) -> set[str]:
-    """The names of the module's tables."""
-    return {name for (name,) in homeserver.query(OUR_TABLES[kind], "synapse_sticky%")}
-
-
-def drop_tables(homeserver: Homeserver, kind: str) -> None:
-    """Make the database one that has never seen the module."""
-    for table in our_tables(homeserver, kind):
-        homeserver.execute(f"DROP TABLE {table}")
-    assert not our_tables(homeserver, kind)
 
 
 def sabotage(homeserver: Homeserver, name: str, config: JsonDict | None = None) -> None:

@@ -12,13 +12,13 @@ import pytest
 from harness.client import Client, JsonDict, MatrixError, quote
 from harness.homeserver import Homeserver
 from harness.wait import eventually
-from tests.conftest import MakeHomeserver
 from tests.support import (
     DELAY_ID_KEY,
     EVENT_KEY,
     HOUR_MS,
     REMAINING_KEY,
     SYNC_SECTION,
+    MakeHomeserver,
     all_sticky_in,
     assert_once,
     follow,
