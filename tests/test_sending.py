@@ -190,7 +190,7 @@ def _assert_invalid_parameter(error: MatrixError) -> None:
 def _scheduled(client: Client) -> list[JsonDict]:
     path = "/_matrix/client/unstable/org.matrix.msc4140/delayed_events"
     answer = client.request("GET", path)
-    events: list[JsonDict] = answer.get("delayed_events", answer.get("scheduled", []))
+    events: list[JsonDict] = answer.get("delayed_events") or answer.get("scheduled") or []
     return events
 
 

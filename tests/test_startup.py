@@ -278,7 +278,7 @@ def test_migrations_at_once_on_postgres(request: pytest.FixtureRequest) -> None:
     """All processes migrate when they start. One does the work, the others wait and agree."""
     if "postgres" not in request.config.getoption("--deployments"):
         pytest.skip("needs the deployment postgres")
-    import psycopg2  # type: ignore[import-untyped]
+    import psycopg2
 
     server: PostgresServer = request.getfixturevalue("postgres")
     for _ in range(10):
