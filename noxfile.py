@@ -172,7 +172,7 @@ def _install_servers(session: nox.Session) -> None:
 def _missing_packages() -> list[str]:
     """Names of the Debian packages for what is not there."""
     sys.path.insert(0, str(ROOT))
-    from tests.harness import postgres, redis
+    from harness import postgres, redis
 
     missing = []
     servers = {"postgresql": postgres.find_binaries, "redis-server": redis.find_binary}

@@ -19,7 +19,7 @@ from benchmarks.results import Results, Section, targets
 from benchmarks.scenarios import comparisons
 from benchmarks.server import CONTROL, OWN, PLAIN, STICKY, Server
 from benchmarks.world import World, build_world, copy_server
-from tests.harness.processes import temporary_directory
+from harness.processes import temporary_directory
 
 
 @dataclass(frozen=True)

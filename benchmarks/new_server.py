@@ -22,8 +22,8 @@ from benchmarks.ratio import ratio_of
 from benchmarks.results import Section, Target, at_most
 from benchmarks.scenarios import STICKY_MS
 from benchmarks.server import PLAIN, STICKY, Server, parsed
-from tests.harness.client import Client
-from tests.harness.wait import eventually
+from harness.client import Client
+from harness.wait import eventually
 
 KEY: Final = "new_server"
 _USERS: Final = 10

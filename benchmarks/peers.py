@@ -30,12 +30,12 @@ from signedjson.types import SigningKey
 from unpaddedbase64 import encode_base64
 
 from benchmarks.server import Server
-from tests.harness.certificate import write_certificate
-from tests.harness.client import Client, JsonDict
-from tests.harness.event_format import Event, event_from_pdu, sign_event
-from tests.harness.processes import ManagedProcess, accepts_connections, free_port
-from tests.harness.remote import RemoteServer
-from tests.harness.wait import eventually
+from harness.certificate import write_certificate
+from harness.client import Client, JsonDict
+from harness.event_format import Event, event_from_pdu, sign_event
+from harness.processes import ManagedProcess, accepts_connections, free_port
+from harness.remote import RemoteServer
+from harness.wait import eventually
 
 _ROOM_VERSION: Final = "11"
 _KEYS_LAST_S: Final = 24 * 60 * 60

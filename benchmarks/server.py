@@ -9,8 +9,8 @@ import urllib.parse
 from pathlib import Path
 from typing import Any, Final
 
-from tests.harness.client import STICKY_PARAMETER, Client, JsonDict
-from tests.harness.homeserver import Homeserver
+from harness.client import STICKY_PARAMETER, Client, JsonDict
+from harness.homeserver import Homeserver
 
 PLAIN: Final = "plain"
 """Synapse without sticky events."""

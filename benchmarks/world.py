@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.server import PLAIN, Server
-from tests.harness.client import Client
+from harness.client import Client
 
 
 @dataclass(frozen=True)

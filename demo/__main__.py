@@ -8,7 +8,7 @@ import sys
 from demo.federation import FederationShow
 from demo.printing import Show
 from demo.single import SingleShow
-from tests.harness.processes import temporary_directory
+from harness.processes import temporary_directory
 
 
 def main() -> int:

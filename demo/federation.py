@@ -19,8 +19,8 @@ from demo.printing import (
     sync_command,
     wait_for_ctrl_c,
 )
-from tests.harness.client import Client, JsonDict
-from tests.harness.homeserver import Homeserver
+from harness.client import Client, JsonDict
+from harness.homeserver import Homeserver
 
 # Long enough to look around afterwards.
 LIFETIME_MS: Final = 30 * 60_000

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import httpx
 
-from tests.harness.client import STICKY_PARAMETER, Client, JsonDict
-from tests.harness.homeserver import Homeserver
-from tests.harness.wait import NeverHappened, eventually
+from harness.client import STICKY_PARAMETER, Client, JsonDict
+from harness.homeserver import Homeserver
+from harness.wait import NeverHappened, eventually
 
 SECTION: Final = "msc4354_sticky"
 REMAINING: Final = "msc4354_sticky_duration_ttl_ms"

@@ -18,8 +18,8 @@ from demo.printing import (
     sync_command,
     wait_for_ctrl_c,
 )
-from tests.harness.client import JsonDict
-from tests.harness.homeserver import Homeserver
+from harness.client import JsonDict
+from harness.homeserver import Homeserver
 
 LIFETIME_MS = 20_000
 ORDINARY_EVENTS = 30

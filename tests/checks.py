@@ -19,8 +19,8 @@ class ShowChecks:
     def __init__(self, config: dict[str, Any], api: ModuleApi) -> None:
         allows = CurrentStateCheck.allows
 
-        async def shown(check: CurrentStateCheck, event_id: str) -> bool:
+        async def shown(self: CurrentStateCheck, event_id: str) -> bool:
             logger.info("Checked: %s", event_id)
-            return await allows(check, event_id)
+            return await allows(self, event_id)
 
         CurrentStateCheck.allows = shown  # type: ignore[method-assign]

@@ -1,22 +1,18 @@
 """Fixtures: the servers, users and rooms the tests work with."""
 
 import itertools
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
 
-from tests.harness.client import Client
-from tests.harness.homeserver import Homeserver, open_homeservers
-from tests.harness.postgres import PostgresServer
-from tests.harness.proxy import Fault
-from tests.harness.redis import RedisServer
-from tests.harness.remote import RemoteServer
-
-DEPLOYMENTS = ("sqlite", "postgres", "workers")
-
-# Long enough for Synapse's own sending on a busy machine, and no longer.
-GRACE_PERIOD = "3s"
+from harness.client import Client
+from harness.homeserver import Homeserver, open_homeservers
+from harness.postgres import PostgresServer
+from harness.proxy import Fault
+from harness.redis import RedisServer
+from harness.remote import RemoteServer
+from tests.support import DEPLOYMENTS, GRACE_PERIOD, MakeHomeserver
 
 _LOG_POSITIONS = pytest.StashKey[dict[int, dict[str, int]]]()
 _LONGEST_LOG = 20_000
@@ -140,9 +136,6 @@ def deployment(
 def homeserver(deployment: Homeserver) -> Homeserver:
     """The shared deployment, with all of its processes running and in reach."""
     return _in_reach(deployment)
-
-
-MakeHomeserver = Callable[..., Homeserver]
 
 
 @pytest.fixture

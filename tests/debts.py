@@ -29,7 +29,7 @@ class _Debts(Resource):
     isLeaf = True
 
     def __init__(self, module: StickyEventsModule, api: ModuleApi) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._module = module
         self._api = api
 

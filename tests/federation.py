@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from tests.harness.client import Client, MatrixError
-from tests.harness.homeserver import Homeserver
-from tests.harness.remote import RemoteServer
-from tests.harness.wait import eventually
+from harness.client import Client, MatrixError
+from harness.homeserver import Homeserver
+from harness.remote import RemoteServer
+from harness.wait import eventually
 
 
 def create_room(creator: Client, visibility: str = "shared", **arguments: Any) -> str:

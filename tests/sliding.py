@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from tests.harness.client import Client, JsonDict
-from tests.harness.wait import eventually
+from harness.client import Client, JsonDict
+from harness.wait import eventually
 from tests.support import HOUR_MS, ids, unique
 
 EXTENSION = "org.matrix.msc4354.sticky_events"

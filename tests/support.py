@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.harness.client import Client, JsonDict
-from tests.harness.homeserver import Homeserver
-from tests.harness.wait import eventually
+from harness.client import Client, JsonDict
+from harness.event_format import Event
+from harness.homeserver import Homeserver
+from harness.wait import eventually
 
 # As on the wire. Spelled out once more on purpose: the tests are to notice if the package's
 # own list of names changes.
@@ -20,6 +21,25 @@ VERSIONS_FLAG = "org.matrix.msc4354"
 DELAY_ID_KEY = "org.matrix.msc4140.delay_id"
 
 HOUR_MS = 3_600_000
+
+# Why the module holds an event, and its position.
+ROWS = "SELECT held_reason, position FROM synapse_sticky_events WHERE event_id = ?"
+# Their names, by kind of database.
+OUR_TABLES = {
+    "sqlite": "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE ?",
+    "postgres": "SELECT tablename FROM pg_tables WHERE tablename LIKE ?",
+}
+
+DEPLOYMENTS = ("sqlite", "postgres", "workers")
+
+# Long enough for Synapse's own sending on a busy machine, and no longer.
+GRACE_PERIOD = "3s"
+
+# What the fixture `make_homeserver` gives.
+MakeHomeserver = Callable[..., Homeserver]
+
+# No timelines: what is delivered is in the section.
+NO_TIMELINE = {"room": {"timeline": {"types": ["org.example.nothing"]}}}
 
 
 def text(body: str) -> JsonDict:
@@ -62,6 +82,11 @@ def all_sticky_in(answer: JsonDict) -> list[JsonDict]:
     """The events in the sections of all rooms."""
     rooms = answer.get("rooms", {}).get("join", {})
     return [event for room_id in rooms for event in sticky_in(answer, room_id)]
+
+
+def section_ids(reader: Client, room: str) -> list[str]:
+    """The IDs in the section of an initial sync that has no timeline."""
+    return ids(sticky_in(reader.sync(filter=NO_TIMELINE), room))
 
 
 def remaining_ms(event: JsonDict) -> int | None:
@@ -176,6 +201,11 @@ def quiet_token(client: Client) -> str:
 # Sending and waiting
 
 
+def sticky(duration_ms: Any = HOUR_MS) -> dict[str, Any]:
+    """The top-level key of a sticky event."""
+    return {EVENT_KEY: {"duration_ms": duration_ms}}
+
+
 def send_sticky(client: Client, room_id: str, count: int = 1, **arguments: Any) -> list[str]:
     """Send that many sticky messages, by default for an hour. Returns their ids, oldest first."""
     arguments.setdefault("sticky_ms", HOUR_MS)
@@ -193,6 +223,11 @@ def is_recorded(homeserver: Homeserver, event_id: str) -> bool:
     return bool(homeserver.query(query, event_id))
 
 
+def is_stored(homeserver: Homeserver, event: Event) -> bool:
+    """Whether the homeserver has an event, be it as an outlier."""
+    return bool(homeserver.query("SELECT 1 FROM events WHERE event_id = ?", event.event_id))
+
+
 def stored_pdu(homeserver: Homeserver, event_id: str) -> JsonDict:
     """An event as Synapse has stored it; raises `ValueError` if it has not."""
     ((stored,),) = homeserver.query("SELECT json FROM event_json WHERE event_id = ?", event_id)
@@ -203,6 +238,18 @@ def stored_pdu(homeserver: Homeserver, event_id: str) -> JsonDict:
 def sleep_until(moment_ms: int) -> None:
     """Sleep until a known moment, such as an expiry, has passed."""
     time.sleep(max(0, moment_ms - now_ms() + 1) / 1000)
+
+
+def our_tables(homeserver: Homeserver, kind: str) -> set[str]:
+    """The names of the module's tables."""
+    return {name for (name,) in homeserver.query(OUR_TABLES[kind], "synapse_sticky%")}
+
+
+def drop_tables(homeserver: Homeserver, kind: str) -> None:
+    """Make the database one that has never seen the module."""
+    for table in our_tables(homeserver, kind):
+        homeserver.execute(f"DROP TABLE {table}")
+    assert not our_tables(homeserver, kind)
 
 
 def unique(prefix: str = "t") -> str:

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import MakeHomeserver
-from tests.harness.client import Client, JsonDict, MatrixError, quote
-from tests.harness.event_format import Event
-from tests.harness.homeserver import Homeserver
-from tests.harness.remote import RemoteServer
-from tests.harness.wait import eventually
+from harness.client import Client, JsonDict, MatrixError, quote
+from harness.event_format import Event
+from harness.homeserver import Homeserver
+from harness.remote import RemoteServer
+from harness.wait import eventually
 from tests.support import (
     EVENT_KEY,
     HOUR_MS,
     REMAINING_KEY,
+    MakeHomeserver,
     assert_once,
     follow_until_seen,
     ids,
@@ -128,9 +128,7 @@ def test_every_endpoint_tells_the_remaining_time(
         _assert_counts_down(read, event_id, expires_ts, name)
     # Every process says the same, and counts down.
     for url in {homeserver.main_url, *homeserver.client_urls}:
-        _assert_counts_down(
-            lambda url=url: bob.via(url).event(room, event_id), event_id, expires_ts
-        )  # type: ignore[misc]
+        _assert_counts_down(partial(bob.via(url).event, room, event_id), event_id, expires_ts)
     # Ordinary events are told nothing.
     assert REMAINING_KEY not in bob.event(room, root_id)["unsigned"]
 
@@ -221,7 +219,7 @@ def test_what_is_no_stickiness_makes_an_ordinary_event(
     values = NO_STICKINESS + more
     ordinary = [remote.send_event(room, carol, **{EVENT_KEY: value}) for value in values]
     # More is allowed beside the duration.
-    sticky = {EVENT_KEY: {"duration_ms": 60_000, "duration": "long"}}
+    sticky: JsonDict = {EVENT_KEY: {"duration_ms": 60_000, "duration": "long"}}
     last = remote.send_event(room, carol, **sticky).event_id
     in_section = follow_until_seen(alice, room, [last], since, filter=NO_MESSAGES)
     assert in_section.sticky(room) == [last]

@@ -7,12 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from synapse.federation.transport.server import federation as synapse_servlets
 
-from tests.conftest import MakeHomeserver
-from tests.harness.client import Client, JsonDict, MatrixError, quote
-from tests.harness.homeserver import Homeserver
-from tests.harness.remote import RemoteServer
-from tests.harness.wait import eventually
-from tests.support import stored_pdu, text
+from harness.client import Client, JsonDict, MatrixError, quote
+from harness.homeserver import Homeserver
+from harness.remote import RemoteServer
+from harness.wait import eventually
+from tests.support import MakeHomeserver, stored_pdu, text
 
 PREFIX = "/_matrix/federation/unstable/org.matrix.msc4370/extremities/"
 # Some release after the oldest supported one began to have the endpoint itself.

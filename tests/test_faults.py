@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from tests.conftest import MakeHomeserver
-from tests.harness.client import Client
-from tests.harness.homeserver import BACKGROUND_WORKER, Homeserver
-from tests.harness.wait import eventually
+from harness.client import Client
+from harness.homeserver import BACKGROUND_WORKER, Homeserver
+from harness.wait import eventually
+from tests.support import MakeHomeserver
 from tests.traffic import DURATION_MS, Reader, Traffic, send_until_acknowledged
 
 pytestmark = pytest.mark.slow

@@ -8,28 +8,28 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from harness.client import Client
+from harness.event_format import Event
+from harness.homeserver import Homeserver
+from harness.remote import RemoteServer
+from harness.wait import eventually
 from tests import spam_checker
-from tests.conftest import MakeHomeserver
-from tests.harness.client import Client
-from tests.harness.event_format import Event
-from tests.harness.homeserver import Homeserver
-from tests.harness.remote import RemoteServer
-from tests.harness.wait import eventually
 from tests.support import (
     EVENT_KEY,
     HOUR_MS,
+    NO_TIMELINE,
+    ROWS,
     Followed,
+    MakeHomeserver,
     follow,
-    ids,
+    is_stored,
     now_ms,
     remaining_ms,
+    section_ids,
+    sticky,
     sticky_in,
     text,
 )
-
-ROWS = "SELECT held_reason, position FROM synapse_sticky_events WHERE event_id = ?"
-# No timelines: what is delivered is in the section.
-NO_TIMELINE = {"room": {"timeline": {"types": ["org.example.nothing"]}}}
 
 # What canonical JSON of today's room versions can say.
 json_values = st.recursive(
@@ -45,21 +45,6 @@ json_values = st.recursive(
 stickiness_values = json_values | st.fixed_dictionaries(
     {"duration_ms": json_values}, optional={"extra": json_values}
 )
-
-
-def sticky(duration_ms: Any = HOUR_MS) -> dict[str, Any]:
-    """The top-level key of a sticky event."""
-    return {EVENT_KEY: {"duration_ms": duration_ms}}
-
-
-def section_ids(reader: Client, room: str) -> list[str]:
-    """The IDs in the section of an initial sync that has no timeline."""
-    return ids(sticky_in(reader.sync(filter=NO_TIMELINE), room))
-
-
-def is_stored(homeserver: Homeserver, event: Event) -> bool:
-    """Whether the homeserver has an event, be it as an outlier."""
-    return bool(homeserver.query("SELECT 1 FROM events WHERE event_id = ?", event.event_id))
 
 
 # E2

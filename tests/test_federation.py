@@ -6,7 +6,11 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import GRACE_PERIOD, MakeHomeserver
+from harness.client import Client, quote
+from harness.event_format import Event
+from harness.homeserver import Homeserver
+from harness.remote import RemoteServer
+from harness.wait import eventually
 from tests.federation import (
     create_room,
     join_via,
@@ -15,13 +19,11 @@ from tests.federation import (
     wait_until_received,
     wait_until_stored,
 )
-from tests.harness.client import Client, quote
-from tests.harness.event_format import Event
-from tests.harness.homeserver import Homeserver
-from tests.harness.remote import RemoteServer
-from tests.harness.wait import eventually
 from tests.support import (
+    GRACE_PERIOD,
     HOUR_MS,
+    NO_TIMELINE,
+    MakeHomeserver,
     assert_once,
     follow_until_seen,
     remaining_ms,
@@ -33,7 +35,6 @@ from tests.support import (
 pytestmark = [pytest.mark.slow, pytest.mark.deployments("sqlite", "workers")]
 
 GRACE_PERIOD_S = int(GRACE_PERIOD.removesuffix("s"))
-NO_TIMELINE = {"room": {"timeline": {"types": ["org.example.nothing"]}}}
 
 
 # The other servers

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
+from harness.client import Client, MatrixError
+from harness.homeserver import Homeserver
+from harness.proxy import Fault
+from harness.wait import eventually
 from tests.federation import create_room, join_via, wait_until_joined, wait_until_stored
-from tests.harness.client import Client, MatrixError
-from tests.harness.homeserver import Homeserver
-from tests.harness.proxy import Fault
-from tests.harness.wait import eventually
 from tests.sliding import Connection, window
 from tests.support import (
     assert_once,

@@ -10,8 +10,12 @@ from typing import Any
 
 import pytest
 
+from harness.client import Client
+from harness.homeserver import BACKGROUND_WORKER, SENDERS, Homeserver
+from harness.proxy import Fault
+from harness.remote import RemoteServer
+from harness.wait import eventually
 from tests import debts
-from tests.conftest import GRACE_PERIOD, MakeHomeserver
 from tests.federation import (
     create_room,
     join_via,
@@ -21,13 +25,11 @@ from tests.federation import (
     wait_until_received,
     wait_until_stored,
 )
-from tests.harness.client import Client
-from tests.harness.homeserver import BACKGROUND_WORKER, SENDERS, Homeserver
-from tests.harness.proxy import Fault
-from tests.harness.remote import RemoteServer
-from tests.harness.wait import eventually
 from tests.support import (
+    GRACE_PERIOD,
     HOUR_MS,
+    NO_TIMELINE,
+    MakeHomeserver,
     assert_once,
     follow_until_seen,
     now_ms,
@@ -39,7 +41,6 @@ from tests.support import (
 pytestmark = [pytest.mark.slow, pytest.mark.deployments("sqlite", "workers")]
 
 # No timelines: what is delivered is in the section.
-NO_TIMELINE = {"room": {"timeline": {"types": ["org.example.nothing"]}}}
 
 
 def kill_senders(homeserver: Homeserver) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from tests.harness.client import Client, JsonDict, MatrixError, quote
-from tests.harness.event_format import event_from_pdu, redact
-from tests.harness.homeserver import Homeserver
-from tests.harness.remote import RemoteServer
-from tests.harness.wait import eventually
+from harness.client import Client, JsonDict, MatrixError, quote
+from harness.event_format import event_from_pdu, redact
+from harness.homeserver import Homeserver
+from harness.remote import RemoteServer
+from harness.wait import eventually
 from tests.support import EVENT_KEY, HOUR_MS, now_ms, sleep_until, stored_pdu, text
 
 RESTRICTED = ("joined", "invited")

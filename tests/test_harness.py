@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from tests.conftest import DEPLOYMENTS, MakeHomeserver
-from tests.harness.client import Client, JsonDict
-from tests.harness.event_format import Event, event_from_pdu
-from tests.harness.homeserver import Homeserver
-from tests.harness.remote import ABSENT, RemoteServer
-from tests.harness.wait import eventually
+from harness.client import Client, JsonDict
+from harness.event_format import Event, event_from_pdu
+from harness.homeserver import Homeserver
+from harness.remote import ABSENT, RemoteServer
+from harness.wait import eventually
+from tests.support import DEPLOYMENTS, MakeHomeserver
 
 # What most of them look at is the same on every deployment.
 pytestmark = pytest.mark.deployments("sqlite")

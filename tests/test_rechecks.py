@@ -5,16 +5,25 @@ from types import ModuleType
 
 import pytest
 
+from harness.client import Client, JsonDict, MatrixError
+from harness.event_format import Event
+from harness.homeserver import Homeserver
+from harness.remote import RemoteServer
+from harness.wait import eventually
 from tests import checks, spam_checker
-from tests.conftest import MakeHomeserver
-from tests.harness.client import Client, JsonDict, MatrixError
-from tests.harness.event_format import Event
-from tests.harness.homeserver import Homeserver
-from tests.harness.remote import RemoteServer
-from tests.harness.wait import eventually
 from tests.sliding import Connection, drained, subscription
-from tests.support import HOUR_MS, follow, remaining_ms, text
-from tests.test_federated_events import NO_TIMELINE, ROWS, is_stored, section_ids, sticky
+from tests.support import (
+    HOUR_MS,
+    NO_TIMELINE,
+    ROWS,
+    MakeHomeserver,
+    follow,
+    is_stored,
+    remaining_ms,
+    section_ids,
+    sticky,
+    text,
+)
 
 SPECIAL = "org.example.special"
 

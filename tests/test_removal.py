@@ -4,21 +4,22 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from tests.conftest import MakeHomeserver
-from tests.harness.client import Client, JsonDict, MatrixError, quote
-from tests.harness.homeserver import Homeserver
-from tests.harness.wait import eventually
+from harness.client import Client, JsonDict, MatrixError, quote
+from harness.homeserver import Homeserver
+from harness.wait import eventually
 from tests.sliding import Connection, drained, send_known, subscription, window
 from tests.support import (
     REMAINING_KEY,
     SYNC_SECTION,
     VERSIONS_FLAG,
+    MakeHomeserver,
+    drop_tables,
     follow_until_seen,
     ids,
     joined_room,
+    our_tables,
     timeline_in,
 )
-from tests.test_startup import drop_tables, our_tables
 
 SHORT = {"room": {"timeline": {"limit": 1}}}
 

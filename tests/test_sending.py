@@ -13,16 +13,16 @@ from synapse.api.room_versions import KNOWN_ROOM_VERSIONS
 from synapse.crypto.event_signing import compute_content_hash, compute_event_signature
 from unpaddedbase64 import encode_base64
 
-from tests.conftest import MakeHomeserver
-from tests.harness.client import STICKY_PARAMETER, Client, JsonDict, MatrixError, quote
-from tests.harness.event_format import redact
-from tests.harness.homeserver import Homeserver
-from tests.harness.remote import RemoteServer
-from tests.harness.wait import eventually
+from harness.client import STICKY_PARAMETER, Client, JsonDict, MatrixError, quote
+from harness.event_format import redact
+from harness.homeserver import Homeserver
+from harness.remote import RemoteServer
+from harness.wait import eventually
 from tests.support import (
     EVENT_KEY,
     HOUR_MS,
     VERSIONS_FLAG,
+    MakeHomeserver,
     assert_once,
     follow_until_seen,
     is_recorded,
@@ -190,7 +190,7 @@ def _assert_invalid_parameter(error: MatrixError) -> None:
 def _scheduled(client: Client) -> list[JsonDict]:
     path = "/_matrix/client/unstable/org.matrix.msc4140/delayed_events"
     answer = client.request("GET", path)
-    events: list[JsonDict] = answer.get("delayed_events", answer.get("scheduled", []))
+    events: list[JsonDict] = answer.get("delayed_events") or answer.get("scheduled") or []
     return events
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.harness.client import SLIDING_SYNC_PATH, Client, JsonDict, MatrixError
-from tests.harness.homeserver import Homeserver
-from tests.harness.wait import eventually
+from harness.client import SLIDING_SYNC_PATH, Client, JsonDict, MatrixError
+from harness.homeserver import Homeserver
+from harness.wait import eventually
 from tests.sliding import (
     EXTENSION,
     LONG_MS,

@@ -10,21 +10,23 @@ from typing import Any
 
 import pytest
 
+from harness.client import JsonDict
+from harness.homeserver import MODULE, Homeserver
+from harness.postgres import PostgresServer
+from harness.remote import RemoteServer
+from harness.wait import eventually
 from tests import saboteurs
-from tests.conftest import MakeHomeserver
-from tests.harness.client import JsonDict
-from tests.harness.homeserver import MODULE, Homeserver
-from tests.harness.postgres import PostgresServer
-from tests.harness.remote import RemoteServer
-from tests.harness.wait import eventually
 from tests.sliding import Connection, drained
 from tests.support import (
     HOUR_MS,
+    MakeHomeserver,
     assert_once,
+    drop_tables,
     follow_until_seen,
     ids,
     is_recorded,
     now_ms,
+    our_tables,
     remaining_ms,
     send_plain,
     send_sticky,
@@ -35,22 +37,6 @@ from tests.support import (
 pytestmark = pytest.mark.slow
 
 SYNAPSE_VERSION = importlib.metadata.version("matrix-synapse")
-OUR_TABLES = {
-    "sqlite": "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE ?",
-    "postgres": "SELECT tablename FROM pg_tables WHERE tablename LIKE ?",
-}
-
-
-def our_tables(homeserver: Homeserver, kind: str) -> set[str]:
-    """The names of the module's tables."""
-    return {name for (name,) in homeserver.query(OUR_TABLES[kind], "synapse_sticky%")}
-
-
-def drop_tables(homeserver: Homeserver, kind: str) -> None:
-    """Make the database one that has never seen the module."""
-    for table in our_tables(homeserver, kind):
-        homeserver.execute(f"DROP TABLE {table}")
-    assert not our_tables(homeserver, kind)
 
 
 def sabotage(homeserver: Homeserver, name: str, config: JsonDict | None = None) -> None:
@@ -292,7 +278,7 @@ def test_migrations_at_once_on_postgres(request: pytest.FixtureRequest) -> None:
     """All processes migrate when they start. One does the work, the others wait and agree."""
     if "postgres" not in request.config.getoption("--deployments"):
         pytest.skip("needs the deployment postgres")
-    import psycopg2  # type: ignore[import-untyped]
+    import psycopg2
 
     server: PostgresServer = request.getfixturevalue("postgres")
     for _ in range(10):

@@ -1,5 +1,6 @@
 """Sticky events in `/sync`."""
 
+import copy
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -9,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import MakeHomeserver
-from tests.harness.client import Client, JsonDict, MatrixError, quote
-from tests.harness.homeserver import Homeserver
-from tests.harness.wait import eventually
+from harness.client import Client, JsonDict, MatrixError, quote
+from harness.homeserver import Homeserver
+from harness.wait import eventually
 from tests.support import (
     DELAY_ID_KEY,
     EVENT_KEY,
     HOUR_MS,
     REMAINING_KEY,
     SYNC_SECTION,
+    MakeHomeserver,
     all_sticky_in,
     assert_once,
     follow,
@@ -376,15 +377,15 @@ def test_pages(homeserver: Homeserver, alice: Client, bob: Client, room: str) ->
     dave = homeserver.register()
     since = dave.sync()["next_batch"]
     dave.join(room)
-    for token in (since, None):
-        followed = follow_until_seen(dave, room, in_order, token)
+    for start in (since, None):
+        followed = follow_until_seen(dave, room, in_order, start)
         assert_once(followed, room, in_order)
-        shown = followed.timeline(room)
-        assert followed.sticky(room) == [name for name in in_order if name not in shown]
+        timeline = followed.timeline(room)
+        assert followed.sticky(room) == [name for name in in_order if name not in timeline]
 
     # What the timeline of the first answer shows does not come again on a later page.
-    for token in (tokens[carol], None):
-        followed = follow_until_seen(carol, room, in_order, token)
+    for start in (tokens[carol], None):
+        followed = follow_until_seen(carol, room, in_order, start)
         assert_once(followed, room, in_order)
         shown = {*ids(timeline_in(followed.answers[0], room))}.intersection(in_order)
         assert shown
@@ -606,14 +607,14 @@ def test_idle_long_polls_sleep(
 
 def _without_times(event: JsonDict) -> JsonDict:
     """An event without what counts down or up, and without the id of its room."""
-    event = json.loads(json.dumps(event))
+    event = copy.deepcopy(event)
     event.pop("room_id", None)
     if "unsigned" in event:
         event["unsigned"].pop("age", None)
         if REMAINING_KEY in event["unsigned"]:
             event["unsigned"][REMAINING_KEY] = "some"
     event.pop("age", None)
-    return event  # type: ignore[no-any-return]
+    return event
 
 
 FORMATS: list[JsonDict] = [
@@ -663,7 +664,6 @@ def test_what_an_event_in_the_section_looks_like(alice: Client, bob: Client, roo
         for client in (alice, alice.second_device(), bob)
     ]
     for answer in answers:
-        assert answer is not None
         (event,) = sticky_in(answer, room)
         assert event["event_id"] == sent
         assert event["type"] == "m.room.message"
@@ -678,7 +678,6 @@ def test_what_an_event_in_the_section_looks_like(alice: Client, bob: Client, roo
         own = answer is answers[0]
         assert event["unsigned"].get("transaction_id") == ("txn-of-alice" if own else None)
     answer = eventually(partial(_answer_with_section, bob, room, {"event_format": "federation"}))
-    assert answer is not None
     (event,) = sticky_in(answer, room)
     assert {"hashes", "signatures", "depth", "prev_events", "room_id"} <= event.keys()
 
@@ -688,7 +687,6 @@ def test_the_delay_id_is_for_the_sender(alice: Client, bob: Client, room: str) -
     delay_id = alice.send(room, text("late"), sticky_ms=HOUR_MS, delay_ms=1)
     for client in (alice, alice.second_device(), bob):
         answer = eventually(partial(_answer_with_section, client, room, {}))
-        assert answer is not None
         (event,) = sticky_in(answer, room)
         elsewhere = client.event(room, event["event_id"])["unsigned"].get(DELAY_ID_KEY)
         assert event["unsigned"].get(DELAY_ID_KEY) == elsewhere
@@ -1037,7 +1035,7 @@ def test_state_after(homeserver: Homeserver, alice: Client, bob: Client, room: s
         f"/_synapse/admin/v1/experimental_features/{quote(bob.user_id)}",
         json={"features": {"msc4222": True}},
     )
-    parameter = {"org.matrix.msc4222.use_state_after": "true"}
+    parameter: JsonDict = {"org.matrix.msc4222.use_state_after": "true"}
     since = quiet_token(bob)
     state_id = alice.send_state(room, "org.example.state", {"v": 1})
     sent = send_sticky(alice, room, 2)

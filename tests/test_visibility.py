@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.harness.client import Client, JsonDict, MatrixError, quote
-from tests.harness.homeserver import Homeserver
-from tests.harness.wait import eventually
+from harness.client import Client, JsonDict, MatrixError, quote
+from harness.homeserver import Homeserver
+from harness.wait import eventually
 from tests.sliding import Connection, drained, no_window, subscription, until_known, window
 from tests.support import (
     HOUR_MS,

@@ -9,7 +9,7 @@ from types import TracebackType
 
 import httpx
 
-from tests.harness.client import Client, JsonDict, MatrixError
+from harness.client import Client, JsonDict, MatrixError
 
 DURATION_MS = 1_800_000
 SECTION = "msc4354_sticky"

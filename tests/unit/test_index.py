@@ -327,7 +327,7 @@ def _due(group_sizes: list[int]) -> list[Due]:
     return [
         Due(
             position,
-            StickyEvent(f"${position}-{n}", ROOMS[0], USERS[0], position, HOUR_MS, 1, True),
+            StickyEvent(f"${position}-{n}", ROOMS[0], hash(USERS[0]), position, HOUR_MS, 1, True),
         )
         for position, size in enumerate(group_sizes, start=1)
         for n in range(size)

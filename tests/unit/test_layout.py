@@ -210,7 +210,8 @@ def test_pure_files_reach_nothing_impure(name: str) -> None:
 def test_no_test_helpers_are_imported() -> None:
     for path in SOURCES:
         for name in _imported(_tree(path)):
-            assert name.split(".")[0] not in ("tests", "pytest", "hypothesis"), _name(path)
+            top_level = name.split(".")[0]
+            assert top_level not in ("tests", "harness", "pytest", "hypothesis"), _name(path)
 
 
 # The checks themselves

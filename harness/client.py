@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from tests.harness.wait import eventually
+from harness.wait import eventually
 
 if TYPE_CHECKING:
-    from tests.harness.homeserver import Homeserver
+    from harness.homeserver import Homeserver
 
 JsonDict = dict[str, Any]
 

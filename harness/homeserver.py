@@ -18,11 +18,11 @@ from typing import Any
 import httpx
 import yaml
 
-from tests.harness.certificate import write_certificate
-from tests.harness.client import Client, JsonDict, MatrixError
-from tests.harness.processes import ManagedProcess, free_port
-from tests.harness.proxy import FaultyProxy
-from tests.harness.wait import eventually
+from harness.certificate import write_certificate
+from harness.client import Client, JsonDict, MatrixError
+from harness.processes import ManagedProcess, free_port
+from harness.proxy import FaultyProxy
+from harness.wait import eventually
 
 MODULE = "synapse_sticky.StickyEventsModule"
 STARTUP_TIMEOUT_S = 60

@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from tests.harness.certificate import write_certificate
+from harness.certificate import write_certificate
 
 
 class Fault(enum.Enum):
@@ -116,8 +116,8 @@ class FaultyProxy:
             with self._lock:
                 self._open.add(target)
             other = {connection: target, target: connection}
-            for side in other:
-                selector.register(side, selectors.EVENT_READ)
+            for end in other:
+                selector.register(end, selectors.EVENT_READ)
             # The handshake is no answer yet: that begins after the request's body.
             asked = 0
             try:

@@ -12,7 +12,7 @@ class NeverHappened(AssertionError):
 
 
 def eventually(
-    attempt: Callable[[], Result],
+    attempt: Callable[[], Result | None],
     timeout_s: float = 10,
     what: str = "the awaited condition",
     interval_s: float = 0.05,

@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
-from tests.harness.processes import (
+from harness.processes import (
     ManagedProcess,
     accepts_connections,
     free_port,
     temporary_directory,
 )
-from tests.harness.wait import eventually
+from harness.wait import eventually
 
 
 def find_binary() -> Path:

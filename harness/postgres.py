@@ -12,13 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.harness.processes import (
+from harness.processes import (
     ManagedProcess,
     accepts_connections,
     free_port,
     temporary_directory,
 )
-from tests.harness.wait import eventually
+from harness.wait import eventually
 
 
 def find_binaries() -> Path:
@@ -145,7 +145,7 @@ class PostgresServer:
         with self._lock:
             self._databases += 1
             name = f"deployment{self._databases}"
-        arguments = {"user": "synapse", "host": "127.0.0.1", "port": self.port}
+        arguments: dict[str, Any] = {"user": "synapse", "host": "127.0.0.1", "port": self.port}
         with contextlib.closing(psycopg2.connect(dbname="postgres", **arguments)) as connection:
             connection.autocommit = True
             with connection.cursor() as cursor:

@@ -14,7 +14,7 @@ from signedjson.sign import sign_json
 from signedjson.types import SigningKey
 from unpaddedbase64 import encode_base64
 
-from tests.harness.client import JsonDict
+from harness.client import JsonDict
 
 ROOM_VERSIONS = tuple(str(number) for number in range(1, 13))
 

@@ -23,9 +23,9 @@ from signedjson.key import generate_signing_key, get_verify_key
 from signedjson.sign import sign_json
 from unpaddedbase64 import encode_base64
 
-from tests.harness.certificate import write_certificate
-from tests.harness.client import JsonDict, MatrixError, quote
-from tests.harness.event_format import (
+from harness.certificate import write_certificate
+from harness.client import JsonDict, MatrixError, quote
+from harness.event_format import (
     ROOM_VERSIONS,
     Event,
     event_from_pdu,
@@ -33,8 +33,8 @@ from tests.harness.event_format import (
     references,
     sign_event,
 )
-from tests.harness.homeserver import Homeserver
-from tests.harness.processes import free_port
+from harness.homeserver import Homeserver
+from harness.processes import free_port
 
 State = dict[tuple[str, str], Event]
 
