@@ -2,7 +2,7 @@
 """What clients hold to say how far they have read. Arithmetic only.
 
 It is one number: in `/sync` in a slot of Synapse's own stream token (see
-``seams/streams.py``), in the Sliding Sync extension (MSC4480) as ``sticky_<number>``,
+``hooks/token.py``), in the Sliding Sync extension (MSC4480) as ``sticky_<number>``,
 the only form of ``since`` that a Synapse without this module accepts too, so that
 removing the module locks nobody out.
 
