@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The module's block in ``homeserver.yaml``, typed.
 
-A mistake stops Synapse at start-up with the option's path, what was found and
-what is allowed.
+A mistake stops Synapse at start-up with the option's path, the value that was
+expected and the one that it got.
 """
 
 import re
@@ -20,7 +20,7 @@ _DURATION = re.compile(r"([0-9]{1,9})(ms|s|m|h)")
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class StickyEventsConfig:
-    """What an admin can choose. See ``sample_config.yaml`` for the meaning."""
+    """The options that an admin can set. ``sample_config.yaml`` explains them."""
 
     max_events_per_sync: int = MAX_EVENTS
     cleanup_interval_ms: int = 60_000
@@ -30,7 +30,7 @@ class StickyEventsConfig:
 
     @classmethod
     def parse(cls, options: object) -> "StickyEventsConfig":
-        """Reads the ``config`` of the module.
+        """Read the ``config`` of the module.
 
         Raises:
             ConfigError: with the path of the option that is wrong.
@@ -61,9 +61,9 @@ class StickyEventsConfig:
         return cls(**values)
 
 
-def _mistake(path: tuple[str, ...], found: object, allowed: str) -> ConfigError:
-    # Synapse puts where the module stands in front of the path.
-    return ConfigError(f"found {found!r}, allowed is {allowed}", path)
+def _mistake(path: tuple[str, ...], got: object, expected: str) -> ConfigError:
+    # Synapse puts the place of the module in front of the path.
+    return ConfigError(f"expected {expected}, got {got!r}", path)
 
 
 def _whole_number(smallest: int, largest: int) -> Callable[[str, object], int]:
@@ -76,7 +76,7 @@ def _whole_number(smallest: int, largest: int) -> Callable[[str, object], int]:
 
 
 def _duration_ms(shortest_ms: int, longest_ms: int) -> Callable[[str, object], int]:
-    allowed = (
+    expected = (
         "a duration with its unit, such as 500ms, 5s, 2m or 1h, "
         f"from {shortest_ms} ms to {longest_ms} ms"
     )
@@ -85,7 +85,7 @@ def _duration_ms(shortest_ms: int, longest_ms: int) -> Callable[[str, object], i
         match = _DURATION.fullmatch(value) if isinstance(value, str) else None
         duration_ms = int(match.group(1)) * _UNITS_MS[match.group(2)] if match else -1
         if not shortest_ms <= duration_ms <= longest_ms:
-            raise _mistake((name,), value, allowed)
+            raise _mistake((name,), value, expected)
         return duration_ms
 
     return parse

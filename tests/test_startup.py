@@ -56,9 +56,9 @@ def sabotage(homeserver: Homeserver, name: str, config: JsonDict | None = None) 
     ("config", "path", "complaints"),
     [
         ({"max_events_per_synk": 5}, ".max_events_per_synk", ["max_events_per_sync"]),
-        ({"max_events_per_sync": 0}, ".max_events_per_sync", ["found 0", "1 to 100"]),
-        ({"poll_interval": 5}, ".poll_interval", ["found 5", "500ms"]),
-        (["cleanup_interval"], "", ["found ['cleanup_interval']"]),
+        ({"max_events_per_sync": 0}, ".max_events_per_sync", ["got 0", "1 to 100"]),
+        ({"poll_interval": 5}, ".poll_interval", ["got 5", "500ms"]),
+        (["cleanup_interval"], "", ["got ['cleanup_interval']"]),
     ],
 )
 def test_mistakes_in_the_configuration(
