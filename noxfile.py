@@ -32,7 +32,7 @@ nox.options.reuse_venv = "yes"
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and types, against the newest Synapse."""
-    _install(session, "matrix-synapse", *_group("lint"))
+    _install(session, "matrix-synapse", *_group("lint", "test", "bench"))
     failed = []
     for command in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]):
         try:

@@ -38,10 +38,10 @@ class MigrationConnection:
             default_txn_name="synapse_sticky_startup",
             server_name=hs.hostname,
         )
-        if isinstance(self._engine, PostgresEngine):
-            self._engine.attempt_to_set_isolation_level(
-                self._connection.conn, IsolationLevel.READ_COMMITTED
-            )
+        # SQLite's engine has nothing to set.
+        self._engine.attempt_to_set_isolation_level(
+            self._connection.conn, IsolationLevel.READ_COMMITTED
+        )
 
     @contextmanager
     def locked_transaction(self) -> Iterator[Cursor]:
