@@ -94,17 +94,26 @@ def test_synapse_that_is_too_old(make_homeserver: MakeHomeserver) -> None:
 
 
 def test_synapse_that_is_newer_than_tested(make_homeserver: MakeHomeserver) -> None:
-    """It starts, and says once that nobody has tried this."""
+    """It starts, and says once that nobody has tried this: of the next release, not of a patch."""
     homeserver = make_homeserver()
-    sabotage(homeserver, "OtherVersion", {"version": "99.1.0"})
-    homeserver.start()
-    warnings = [
-        line
-        for line in homeserver.log().splitlines()
-        if " WARNING synapse_sticky" in line and "99.1.0" in line
-    ]
-    assert len(warnings) == 1
-    assert "1.148.0 to " in warnings[0]
+    for version, is_newer in (
+        ("1.164.0rc3", False),
+        ("1.164.7", False),
+        ("1.165.0rc1", True),
+        ("99.1.0", True),
+    ):
+        sabotage(homeserver, "OtherVersion", {"version": version})
+        position = homeserver.log_position()
+        homeserver.start()
+        warnings = [
+            line
+            for line in homeserver.log_since(position).splitlines()
+            if " WARNING synapse_sticky" in line
+        ]
+        assert len(warnings) == is_newer
+        assert all("1.148.0 to 1.164, and this is " + version in line for line in warnings)
+        if version != "99.1.0":
+            homeserver.stop()
     alice = homeserver.register()
     room = alice.create_room()
     (event_id,) = send_sticky(alice, room)

@@ -12,7 +12,8 @@ from synapse.module_api.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 OLDEST_SYNAPSE: Final = Version("1.148.0")
-NEWEST_TESTED_SYNAPSE: Final = Version("1.163.2")
+# With all of its patch releases, and with its release candidates.
+NEWEST_TESTED_SYNAPSE: Final = Version("1.164")
 
 TESTED_RANGE: Final = f"{OLDEST_SYNAPSE} to {NEWEST_TESTED_SYNAPSE}"
 
@@ -23,7 +24,7 @@ def synapse_version() -> Version:
 
 
 def check_synapse_version() -> None:
-    """Refuses a Synapse that is too old, and warns of one newer than tested.
+    """Refuse a Synapse that is too old, and warn of one newer than tested.
 
     Raises:
         ConfigError: if it is too old.
@@ -34,7 +35,7 @@ def check_synapse_version() -> None:
             f"synapse_sticky needs Synapse {OLDEST_SYNAPSE} or later, and this is {found}. "
             "Upgrade Synapse, or remove synapse_sticky from `modules` in homeserver.yaml."
         )
-    if found > NEWEST_TESTED_SYNAPSE:
+    if found.release[:2] > NEWEST_TESTED_SYNAPSE.release:
         logger.warning(
             "synapse_sticky was tested with Synapse %s, and this is %s. Everything that it relies "
             "on is there, so it goes on; look for a newer synapse_sticky.",
