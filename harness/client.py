@@ -315,6 +315,30 @@ class Client:
         redaction: str = answer["event_id"]
         return redaction
 
+    def schedule(
+        self,
+        room_id: str,
+        delay_ms: int,
+        body: JsonDict | None = None,
+        type: str = "m.room.message",
+        txn_id: str | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Schedule a delayed event at the endpoint for it, which Synapse has from 1.164.
+
+        `body` is what the request has beside the delay and the content. Returns the delay id.
+        """
+        content = {"msgtype": "m.text", "body": f"message {secrets.token_hex(4)}"}
+        answer = self.request(
+            "PUT",
+            f"/_matrix/client/unstable/org.matrix.msc4140/rooms/{quote(room_id)}"
+            f"/delayed_event/{quote(type)}/{quote(txn_id or secrets.token_hex(8))}",
+            json={"delay_ms": delay_ms, "content": content, **(body or {})},
+            params=params,
+        )
+        delay_id: str = answer["delay_id"]
+        return delay_id
+
     def manage_delayed_event(self, delay_id: str, action: str) -> None:
         """Do "send", "cancel" or "restart" to a delayed event."""
         self.request(

@@ -7,8 +7,9 @@ them here and only here.
 
 from typing import Final
 
-QUERY_PARAMETER: Final = "org.matrix.msc4354.sticky_duration_ms"
-"""Query parameter of ``/send``: the wanted duration in milliseconds."""
+DURATION_PARAMETER: Final = "org.matrix.msc4354.sticky_duration_ms"
+"""The wanted duration in milliseconds: a query parameter of ``/send`` and of
+``/delayed_event``, and a key in the body of the latter."""
 
 EVENT_KEY: Final = "msc4354_sticky"
 """Top-level key of a sticky event: ``{"duration_ms": int}``."""

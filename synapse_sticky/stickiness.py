@@ -11,12 +11,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from synapse_sticky.protocol import DURATION_KEY, QUERY_PARAMETER
+from synapse_sticky.protocol import DURATION_KEY, DURATION_PARAMETER
 
 MAX_DURATION_MS: Final = 3_600_000
 """The longest that any event is sticky: one hour."""
 
-# Not a book of digits: Synapse converts it once more.
+# Limit the digits: Synapse parses the number again.
 _WHOLE_NUMBER = re.compile(rb"[0-9]{1,7}")
 
 
@@ -49,23 +49,26 @@ def expires_ts(duration_ms: int, received_ts: int, origin_server_ts: int) -> int
 
 
 def parse_duration_parameter(values: Sequence[bytes]) -> int:
-    """The duration that a client asks for.
+    """Return the duration that a client asks for in a query.
 
     Args:
-        values: everything the client gave for the query parameter, undecoded.
+        values: everything the client gave for the parameter, undecoded.
 
     Returns:
-        A whole number from 0 to :data:`MAX_DURATION_MS`.
+        A whole number from 1 to :data:`MAX_DURATION_MS`.
 
     Raises:
         ValueError: for anything else, with a text for the client.
     """
     text = values[0] if len(values) == 1 else b""
-    if _WHOLE_NUMBER.fullmatch(text):
-        duration_ms = int(text)
-        if duration_ms <= MAX_DURATION_MS:
-            return duration_ms
+    return check_duration(int(text) if _WHOLE_NUMBER.fullmatch(text) else None)
+
+
+def check_duration(value: object) -> int:
+    """Return the duration that a client asks for in a body, or raise as above."""
+    if type(value) is int and 1 <= value <= MAX_DURATION_MS:
+        return value
     raise ValueError(
-        f"Query parameter {QUERY_PARAMETER} must be given once, "
-        f"as a whole number of milliseconds from 0 to {MAX_DURATION_MS}"
+        f"{DURATION_PARAMETER} must be given once, "
+        f"as a whole number of milliseconds from 1 to {MAX_DURATION_MS}"
     )

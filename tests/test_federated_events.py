@@ -22,6 +22,7 @@ from tests.support import (
     Followed,
     MakeHomeserver,
     follow,
+    follow_until_seen,
     is_stored,
     now_ms,
     remaining_ms,
@@ -352,3 +353,19 @@ def test_late_deliverable_event_wakes(
     assert followed[0].sticky(room) == [event.event_id]
     # No single long-poll slept through it.
     assert time.monotonic() - started < 40
+
+
+def test_duration_of_zero(
+    homeserver: Homeserver, alice: Client, bob: Client, room: str, remote: RemoteServer
+) -> None:
+    """No client may ask for it, and a server may write it: over as soon as it is sent."""
+    # E1, E2, S3
+    carol = remote.join(homeserver, room, "carol")
+    since = bob.sync()["next_batch"]
+    over = remote.send_event(room, carol, **sticky(0)).event_id
+    lasting = remote.send_event(room, carol, **sticky()).event_id
+    followed = follow_until_seen(bob, room, [lasting], since, filter=NO_TIMELINE)
+    assert followed.sticky(room) == [lasting]
+    event = bob.event(room, over)
+    assert event[EVENT_KEY] == {"duration_ms": 0}
+    assert remaining_ms(event) is None

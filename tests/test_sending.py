@@ -11,6 +11,7 @@ from signedjson.key import get_verify_key, read_signing_keys
 from signedjson.sign import verify_signed_json
 from synapse.api.room_versions import KNOWN_ROOM_VERSIONS
 from synapse.crypto.event_signing import compute_content_hash, compute_event_signature
+from synapse.rest.client import room as room_servlets
 from unpaddedbase64 import encode_base64
 
 from harness.client import STICKY_PARAMETER, Client, JsonDict, MatrixError, quote
@@ -96,7 +97,7 @@ def test_other_servers_get_the_key(
     verify_signed_json(redact(version, pdu), homeserver.server_name, verify_key)
 
 
-@pytest.mark.parametrize("duration_ms", [0, 1, HOUR_MS])
+@pytest.mark.parametrize("duration_ms", [1, HOUR_MS])
 def test_durations_at_the_ends_of_the_range(
     homeserver: Homeserver, alice: Client, room: str, duration_ms: int
 ) -> None:
@@ -132,6 +133,9 @@ def test_post_takes_the_parameter_too(homeserver: Homeserver, alice: Client, roo
 # What is refused
 
 INVALID = [
+    "0",
+    "00",
+    "0000000",
     "-1",
     "-0",
     "+5",
@@ -184,7 +188,7 @@ def _assert_invalid_parameter(error: MatrixError) -> None:
     assert error.status == 400
     assert error.errcode == "M_INVALID_PARAM"
     assert STICKY_PARAMETER in error.error
-    assert re.search(r"\b0\b.*\b3600000\b", error.error)
+    assert re.search(r"\bfrom 1 to 3600000\b", error.error)
 
 
 def _scheduled(client: Client) -> list[JsonDict]:
@@ -295,6 +299,137 @@ def test_a_delayed_event_that_is_cancelled(
     alice.manage_delayed_event(delay_id, "cancel")
     assert _scheduled(alice) == []
     assert _message_count(homeserver, room) == 0
+
+
+# Delayed events, at the endpoint of their own
+
+has_endpoint_for_delayed_events = pytest.mark.skipif(
+    not hasattr(room_servlets, "RoomDelayedEventRestServlet"),
+    reason="Synapse has the endpoint from 1.164",
+)
+
+
+@has_endpoint_for_delayed_events
+@pytest.mark.parametrize("where", ["body", "query", "both"])
+def test_a_scheduled_event_is_sticky_once_it_is_sent(
+    homeserver: Homeserver, alice: Client, bob: Client, room: str, where: str
+) -> None:
+    # S2, E1
+    body = {STICKY_PARAMETER: 60_000} if where != "query" else None
+    params = {STICKY_PARAMETER: "60000"} if where != "body" else None
+    since = bob.sync()["next_batch"]
+    scheduled_ts = now_ms()
+    delay_id = alice.schedule(room, 1_500, body, params=params)
+    assert [event["delay_id"] for event in _scheduled(alice)] == [delay_id]
+    sent = eventually(lambda: timeline_in(bob.sync(since), room), what="the delayed event")
+    pdu = stored_pdu(homeserver, sent[0]["event_id"])
+    assert pdu[EVENT_KEY] == {"duration_ms": 60_000}
+    # Counted from when it was sent.
+    assert pdu["origin_server_ts"] >= scheduled_ts + 1_500
+    query = "SELECT expires_ts FROM synapse_sticky_events WHERE event_id = ?"
+    rows = eventually(lambda: homeserver.query(query, sent[0]["event_id"]), what="its stickiness")
+    assert rows == [(pdu["origin_server_ts"] + 60_000,)]
+    assert _scheduled(alice) == []
+
+
+@has_endpoint_for_delayed_events
+def test_a_scheduled_event_that_is_put_off(
+    homeserver: Homeserver, alice: Client, room: str
+) -> None:
+    # S2
+    scheduled_ts = now_ms()
+    delay_id = alice.schedule(room, 2_000, {STICKY_PARAMETER: HOUR_MS})
+    while now_ms() < scheduled_ts + 1_500:
+        alice.manage_delayed_event(delay_id, "restart")
+    assert _message_count(homeserver, room) == 0
+    alice.manage_delayed_event(delay_id, "send")
+    eventually(lambda: _message_count(homeserver, room) == 1, what="the event")
+    query = "SELECT event_id FROM events WHERE room_id = ? AND type = 'm.room.message'"
+    ((event_id,),) = homeserver.query(query, room)
+    assert stored_pdu(homeserver, event_id)[EVENT_KEY] == {"duration_ms": HOUR_MS}
+    eventually(lambda: is_recorded(homeserver, event_id), what="its stickiness")
+
+
+@has_endpoint_for_delayed_events
+@pytest.mark.slow
+def test_a_scheduled_event_outlives_a_restart(make_homeserver: MakeHomeserver) -> None:
+    # S2
+    homeserver = make_homeserver("sqlite")
+    homeserver.start()
+    alice = homeserver.register()
+    room = alice.create_room()
+    alice.schedule(room, 4_000, {STICKY_PARAMETER: 60_000})
+    homeserver.restart()
+    eventually(lambda: _message_count(homeserver, room) == 1, what="the event")
+    query = "SELECT event_id FROM events WHERE room_id = ? AND type = 'm.room.message'"
+    ((event_id,),) = homeserver.query(query, room)
+    assert stored_pdu(homeserver, event_id)[EVENT_KEY] == {"duration_ms": 60_000}
+
+
+# In a body that is JSON.
+INVALID_IN_BODY = [0, -1, 3_600_001, 10**30, 5.0, 1e3, "5", "60000", "", True, None, [5], {}]
+
+
+@has_endpoint_for_delayed_events
+def test_invalid_durations_of_scheduled_events_are_refused(
+    homeserver: Homeserver, alice: Client, room: str
+) -> None:
+    # S2, S3
+    for value in INVALID_IN_BODY:
+        with pytest.raises(MatrixError) as caught:
+            alice.schedule(room, 1, {STICKY_PARAMETER: value})
+        _assert_invalid_parameter(caught.value)
+    for value in INVALID:
+        for body in (None, {STICKY_PARAMETER: 5}):
+            with pytest.raises(MatrixError) as caught:
+                alice.schedule(room, 1, body, params={STICKY_PARAMETER: value})
+            _assert_invalid_parameter(caught.value)
+    contradictions: list[tuple[JsonDict, JsonDict]] = [
+        ({STICKY_PARAMETER: 5}, {STICKY_PARAMETER: "6"}),
+        ({STICKY_PARAMETER: 5, "state_key": ""}, {}),
+        ({"state_key": ""}, {STICKY_PARAMETER: "5"}),
+    ]
+    for body, params in contradictions:
+        with pytest.raises(MatrixError) as caught:
+            alice.schedule(room, 1, body, params=params)
+        assert (caught.value.status, caught.value.errcode) == (400, "M_INVALID_PARAM")
+    assert _scheduled(alice) == []
+    # One of those that were delayed would have been sent before this one.
+    alice.schedule(room, 1)
+    eventually(lambda: _message_count(homeserver, room) > 0, what="the delayed event")
+    assert _message_count(homeserver, room) == 1
+
+
+@has_endpoint_for_delayed_events
+def test_what_else_is_scheduled_is_as_ever(
+    homeserver: Homeserver, alice: Client, bob: Client, room: str
+) -> None:
+    # S2, S5
+    since = bob.sync()["next_batch"]
+    txn_id = unique()
+    first = alice.schedule(room, 1_000, txn_id=txn_id)
+    assert alice.schedule(room, 1_000, txn_id=txn_id) == first
+    alice.schedule(room, 1_000, {"state_key": "", "content": {"topic": "t"}}, "m.room.topic")
+    for event in eventually(lambda: _two(timeline_in(bob.sync(since), room)), what="both events"):
+        assert EVENT_KEY not in stored_pdu(homeserver, event["event_id"])
+    for mistake in ({"delay_ms": 0}, {"delay_ms": "5"}, {"content": 5}, {"state_key": 5}):
+        with pytest.raises(MatrixError) as caught:
+            alice.schedule(room, 1, mistake)
+        assert caught.value.status == 400
+        assert STICKY_PARAMETER not in caught.value.error
+    path = f"/_matrix/client/unstable/org.matrix.msc4140/rooms/{quote(room)}/delayed_event/t/"
+    for raw in (b"", b"[]", b"5", b"{", b"\xff", f'{{"{STICKY_PARAMETER}": 5'.encode()):
+        answer = homeserver.http.put(
+            alice.homeserver.main_url + path + unique(),
+            content=raw,
+            headers={"Authorization": f"Bearer {alice.access_token}"},
+        )
+        assert answer.status_code == 400
+        assert answer.json()["errcode"] in ("M_NOT_JSON", "M_BAD_JSON")
+
+
+def _two(events: list[JsonDict]) -> list[JsonDict]:
+    return events if len(events) == 2 else []
 
 
 # Without the parameter

@@ -22,7 +22,6 @@ from tests.sliding import (
     no_window,
     send_known,
     subscription,
-    until_known,
     window,
 )
 from tests.support import HOUR_MS, ids, now_ms, remaining_ms, sleep_until
@@ -776,13 +775,3 @@ def test_what_is_over_does_not_come(alice: Client, bob: Client, room: str) -> No
     sleep_until(expired_ts)
     for _ in bob.homeserver.client_urls:
         assert Connection(bob).ask().sticky(room) == [lasting]
-
-
-def test_duration_of_zero(alice: Client, bob: Client, room: str) -> None:
-    """It is over as soon as it is sent."""
-    # X6, E1, S3
-    connection = Connection(bob)
-    connection.ask()
-    alice.send(room, {"n": 1}, MEMBER, sticky_ms=0)
-    until_known(alice, room, send_known(alice, room))
-    assert [len(a.sticky(room)) for a in connection.drain()] == [1]

@@ -13,6 +13,7 @@ from immutabledict import immutabledict
 
 from synapse_sticky.stickiness import (
     MAX_DURATION_MS,
+    check_duration,
     effective_duration_ms,
     expires_ts,
     parse_duration_parameter,
@@ -154,14 +155,14 @@ def test_only_whole_numbers_in_the_range_are_taken(given_text: bytes) -> None:
         duration_ms = parse_duration_parameter([given_text])
     except ValueError as error:
         _assert_helpful(error)
-        in_range = is_number and len(digits) <= 7 and int(digits) <= 3_600_000
+        in_range = is_number and len(digits) <= 7 and 1 <= int(digits) <= 3_600_000
         # With this many zeros in front of it either answer will do.
         assert not in_range or len(given_text) > 4_000
     else:
         assert is_number
         assert len(digits) <= 7
         assert duration_ms == int(digits)
-        assert 0 <= duration_ms <= 3_600_000
+        assert 1 <= duration_ms <= 3_600_000
 
 
 @pytest.mark.parametrize("values", [[], [b"1", b"1"], [b"1", b""], [b"", b""], [b"0"] * 50])
@@ -181,9 +182,31 @@ def test_a_book_of_digits_costs_nothing() -> None:
     assert time.process_time() - start < 0.5
 
 
+@pytest.mark.parametrize("value", [1, 2, 60_000, 3_600_000])
+def test_durations_in_a_body(value: int) -> None:
+    # S2, S3
+    assert check_duration(value) == value
+
+
+@given(any_json)
+@example(0)
+@example(3_600_001)
+@example(True)
+@example(1.0)
+@example("1")
+@example(None)
+def test_only_integers_in_the_range_are_taken_from_a_body(value: Any) -> None:
+    # S2, S3
+    if type(value) is int and 1 <= value <= 3_600_000:
+        return
+    with pytest.raises(ValueError, match=re.escape(PARAMETER)) as caught:
+        check_duration(value)
+    _assert_helpful(caught.value)
+
+
 def _assert_helpful(error: ValueError) -> None:
     """The text for the client names the parameter and what is allowed."""
     message = str(error)
     assert PARAMETER in message
-    assert re.search(r"\b0 to 3600000\b", message)
+    assert re.search(r"\bfrom 1 to 3600000\b", message)
     assert len(message) < 300
