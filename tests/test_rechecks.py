@@ -1,6 +1,7 @@
 """Soft-failed sticky events that the room's state authorises later."""
 
 import shutil
+import time
 from types import ModuleType
 
 import pytest
@@ -11,7 +12,8 @@ from harness.homeserver import Homeserver
 from harness.remote import RemoteServer
 from harness.wait import eventually
 from tests import checks, spam_checker
-from tests.sliding import Connection, drained, subscription
+from tests.federation import wait_until_joined
+from tests.sliding import BEGINNING, Connection, drained, send_known, subscription
 from tests.support import (
     HOUR_MS,
     NO_TIMELINE,
@@ -23,6 +25,7 @@ from tests.support import (
     section_ids,
     sticky,
     text,
+    wait_for_readers,
 )
 
 SPECIAL = "org.example.special"
@@ -273,3 +276,71 @@ def test_the_sender_is_back_while_the_module_is_away(
     homeserver.start()
     eventually(lambda: section_ids(alice, room) == [late.event_id], what="the event")
     assert is_shown(alice, late)
+
+
+def answer_ms(connection: Connection) -> float:
+    """How long one request takes."""
+    began = time.monotonic()
+    connection.ask()
+    return (time.monotonic() - began) * 1000
+
+
+# K1, X4
+def test_nobody_waits_for_a_join_that_did_not_matter(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """An event older than a join comes once it is released, and slows no answer down."""
+    room, carol, late = start_room_with_held_event(homeserver, alice, remote)
+    # Nothing in the room is deliverable yet: nothing is due to who joins.
+    dave = homeserver.register()
+    dave.join(room)
+    alice.unban(room, carol)
+    connections = [
+        Connection(dave.via(url), {}, {room: subscription(timeline_limit=1)})
+        for url in homeserver.client_urls
+    ]
+    for connection in connections:
+        connection.ask()
+    remote.join(homeserver, room, "carol")
+    for connection in connections:
+        connection.collect(room, [late.event_id])
+    for connection in connections:
+        times = []
+        for _ in range(5):
+            plain = alice.send(room)
+            wait_for_readers(alice, room, plain)
+            times.append(answer_ms(connection))
+            # So that the next answer has news of sticky events too.
+            connection.since = BEGINNING
+        assert sorted(times)[2] < 250, times
+
+
+# X4
+@pytest.mark.deployments("sqlite", "workers")
+def test_a_join_that_is_back_by_state_resolution(
+    homeserver: Homeserver, alice: Client, bob: Client, remote: RemoteServer
+) -> None:
+    """Who is joined again by way of somebody else's event gets what lies behind."""
+    dave = homeserver.register()
+    room = alice.create_room(preset="public_chat", room_version="11")
+    carol = remote.join(homeserver, room, "carol")
+    bob.join(room)
+    dave.join(room)
+    levels = {alice.user_id: 100, carol: 100, bob.user_id: 50}
+    change_levels(alice, room, users=levels)
+    remote.wait_for(lambda e: e.type == "m.room.power_levels" and carol in e.content["users"])
+    before = remote.send_event(room, carol)
+    eventually(lambda: is_stored(homeserver, before))
+    bob.kick(room, dave.user_id)
+    connection = Connection(dave)
+    sent = send_known(alice, room, 2)
+    # A position beyond what was sent in the room meanwhile.
+    own_room = dave.create_room()
+    connection.collect(own_room, send_known(dave, own_room))
+    assert connection.seen(room) == []
+    # Had bob no power, he could not have done that.
+    content = remote.rooms[room].state["m.room.power_levels", ""].content
+    content = {**content, "users": {**levels, bob.user_id: 0}}
+    remote.send_event(room, carol, content, "m.room.power_levels", "", prev_events=[before])
+    wait_until_joined(homeserver, room, dave.user_id)
+    assert drained(connection.collect(room, sent), room) == sent

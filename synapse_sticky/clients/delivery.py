@@ -8,6 +8,7 @@ in which rooms they look; what they share is here.
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 
 import attr
+from synapse.types import PersistedEventPosition
 
 from synapse_sticky.clients.page import first_due_with, next_page_end
 from synapse_sticky.clients.since import MAX_POSITION, Since
@@ -63,21 +64,21 @@ class Delivery:
         if missing:
             await self._reader.wait_for_events(missing)
 
-    def misses_join(self, user_id: str, room_id: str, stream_ordering: int) -> bool:
-        """Whether a user's join to a room matters and is not noticed yet.
+    def misses_join(self, user_id: str, room_id: str, written: PersistedEventPosition) -> bool:
+        """Whether a user's join to a room may matter and is not noticed yet.
 
-        It matters if the room has sticky events that were stored before it.
+        It matters only if the room has sticky events that were stored before it.
         """
-        index = self._reader.index
-        join = index.join(user_id, room_id)
-        return (join is None or join.stream_ordering < stream_ordering) and any(
-            0 < event.stream_ordering < stream_ordering
-            for event in index.in_room(room_id, self._clock.now_ts())
+        return not self._reader.is_join_noticed(user_id, room_id, written) and any(
+            0 < event.stream_ordering < written.stream
+            for event in self._reader.index.in_room(room_id, self._clock.now_ts())
         )
 
-    async def wait_for_join(self, user_id: str, room_id: str, stream_ordering: int) -> None:
+    async def wait_for_join(
+        self, user_id: str, room_id: str, written: PersistedEventPosition
+    ) -> None:
         """See :meth:`IndexReader.wait_for_join`."""
-        await self._reader.wait_for_join(user_id, room_id, stream_ordering)
+        await self._reader.wait_for_join(user_id, room_id, written)
 
     def rooms_with_events(self, rooms: Set[str]) -> list[str]:
         """Those of these rooms that have deliverable events."""

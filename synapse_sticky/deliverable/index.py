@@ -13,6 +13,7 @@ from typing import Final
 
 import attr
 
+from synapse_sticky.seams.bounds import NOTHING_READ, Bounds
 from synapse_sticky.storage.rows import EventChange, JoinChange
 
 _EXPIRY_BUCKET_MS: Final = 10_000
@@ -58,10 +59,13 @@ class StickyIndex:
 
     Attributes:
         position: the largest position that this process knows of.
+        read: how far Synapse's streams were read for what is here. A sticky event or a
+            join within these bounds that is not here does not matter, or not any more.
     """
 
     def __init__(self) -> None:
         self.position = 0
+        self.read = NOTHING_READ
         self._events: dict[str, StickyEvent] = {}
         self._held: dict[str, int] = {}
         self._by_room: dict[str, list[StickyEvent]] = {}
@@ -107,9 +111,13 @@ class StickyIndex:
         return sorted(joins, key=lambda join: join.position)
 
     def apply(
-        self, events: Iterable[EventChange], joins: Iterable[JoinChange], position: int
+        self,
+        events: Iterable[EventChange],
+        joins: Iterable[JoinChange],
+        position: int,
+        read: Bounds = NOTHING_READ,
     ) -> None:
-        """Takes over what the store says, oldest first, and the position it is at."""
+        """Take over what the store says, oldest first, and how far that goes."""
         for change in events:
             self._discard(change.event_id)
             bucket = change.expires_ts // _EXPIRY_BUCKET_MS
@@ -133,6 +141,15 @@ class StickyIndex:
         for join in joins:
             self._joins.setdefault(sys.intern(join.member), {})[sys.intern(join.room_id)] = join
         self.position = max(self.position, position)
+        self.note_read(read)
+
+    def has_passed(self, instance_name: str | None, stream_ordering: int) -> bool:
+        """Whether Synapse's streams were read beyond an event that was written there."""
+        return self.read.cover(instance_name, stream_ordering)
+
+    def note_read(self, read: Bounds) -> None:
+        """Synapse's streams were read as far as that, and what matters of it is here."""
+        self.read = self.read.joined(read)
 
     def due(self, user_id: str | None, rooms: Set[str], since: int, now_ts: int) -> list[Due]:
         """What a client has not seen, in the order in which to deliver it.

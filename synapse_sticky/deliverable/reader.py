@@ -12,12 +12,14 @@ from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from synapse.module_api import ModuleApi
+from synapse.types import PersistedEventPosition
 
 from synapse_sticky import stickiness
 from synapse_sticky.clients.since import Since
 from synapse_sticky.config import StickyEventsConfig
 from synapse_sticky.deliverable.index import StickyIndex
 from synapse_sticky.seams.background import Broadcast, Clock
+from synapse_sticky.seams.bounds import NOTHING_READ, Bounds
 from synapse_sticky.seams.events import EventSource
 from synapse_sticky.seams.streams import Waker
 from synapse_sticky.seams.tables import SynapseTables
@@ -25,7 +27,8 @@ from synapse_sticky.storage.rows import Changes
 from synapse_sticky.storage.store import (
     StickyStore,
     iter_event_changes,
-    read_position_and_joins,
+    read_joins,
+    read_progress,
 )
 
 logger = logging.getLogger(__name__)
@@ -100,18 +103,23 @@ class IndexReader:
             changes = await self._store.get_changes(0, self._clock.now_ts())
         released = [e.event_id for e in changes.events if e.position is not None and e.held_reason]
         self._events.forget_cached(released)
-        self.index.apply(changes.events, changes.joins, changes.position)
+        self.index.apply(changes.events, changes.joins, changes.position, changes.read)
+        self._broadcast.notify_all()
         if not changes.events and not changes.joins:
             return
         for listener in self._listeners:
             listener(changes)
-        self._broadcast.notify_all()
         rooms = {change.room_id for change in changes.events if change.position is not None}
         users = {join.member for join in changes.joins if not join.is_of_server}
         if rooms or users:
             # Waking pokes whoever watches the streams, this process included:
             # not while one of those is calling us.
             self._api.delayed_background_call(0, self._wake, users, rooms, desc="sticky_wake")
+
+    def note_read(self, read: Bounds) -> None:
+        """This process has read Synapse's streams as far as that, and stored what matters."""
+        self.index.note_read(read)
+        self._broadcast.notify_all()
 
     def is_noticed(self, event_id: str) -> bool:
         """Whether the event of this ID was noticed, be it deliverable or held."""
@@ -130,14 +138,22 @@ class IndexReader:
         """
         await self._wait(lambda: all(map(self.index.knows, event_ids)))
 
-    async def wait_for_join(self, user_id: str, room_id: str, stream_ordering: int) -> None:
-        """Waits until a join is noticed, for a bounded time."""
+    def is_join_noticed(self, user_id: str, room_id: str, written: PersistedEventPosition) -> bool:
+        """Whether a join is known here, or was found not to matter.
 
-        def is_noticed() -> bool:
-            join = self.index.join(user_id, room_id)
-            return join is not None and join.stream_ordering >= stream_ordering
+        A join matters if the room had something deliverable when it was read. What became
+        deliverable later is due at a later position anyway.
+        """
+        join = self.index.join(user_id, room_id)
+        return (join is not None and join.stream_ordering >= written.stream) or (
+            self.index.has_passed(written.instance_name, written.stream)
+        )
 
-        await self._wait(is_noticed)
+    async def wait_for_join(
+        self, user_id: str, room_id: str, written: PersistedEventPosition
+    ) -> None:
+        """Wait until a join is noticed, for a bounded time."""
+        await self._wait(lambda: self.is_join_noticed(user_id, room_id, written))
 
     async def resolve_since(self, since: Since) -> Since:
         """From where to read, for a client that says how far it has read.
@@ -191,6 +207,8 @@ class IndexReader:
 def load_index(txn: Any, now_ts: int) -> StickyIndex:
     """Read everything unexpired, row by row: at start-up that may be a lot."""
     index = StickyIndex()
-    position, joins = read_position_and_joins(txn, 0, now_ts)
-    index.apply(iter_event_changes(txn, 0, now_ts), joins, position)
+    # First: what comes in while the rest is read comes again with the next changes.
+    read, position = read_progress(txn) or (NOTHING_READ, 0)
+    joins = read_joins(txn, 0, now_ts)
+    index.apply(iter_event_changes(txn, 0, now_ts), joins, position, read)
     return index

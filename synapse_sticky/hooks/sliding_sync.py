@@ -232,11 +232,11 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
             if (
                 membership is not None
                 and membership.event_id is not None
-                and self._delivery.misses_join(user_id, room_id, membership.event_pos.stream)
+                and self._delivery.misses_join(user_id, room_id, membership.event_pos)
                 # Not just a new name or avatar.
                 and await self._events.is_real_join(membership.event_id)
             ):
-                await self._delivery.wait_for_join(user_id, room_id, membership.event_pos.stream)
+                await self._delivery.wait_for_join(user_id, room_id, membership.event_pos)
 
     def _unmatched(
         self,

@@ -137,14 +137,15 @@ class Indexer:
             end += 1
             self._ordinary.remove(end)
         if end > self._read.events:
-            self._read = attr.evolve(
-                self._read,
-                events=end,
-                events_by_writer={},
-            )
+            self._advance(attr.evolve(self._read, events=end, events_by_writer={}))
         # What lies behind was read in the meantime.
         if len(self._ordinary) >= _STEP:
             self._ordinary.clear()
+
+    def _advance(self, read: Bounds) -> None:
+        """The streams are read as far as that, and what matters of it is in the index."""
+        self._read = read
+        self._reader.note_read(read)
 
     def run_now(self) -> None:
         """Looks for news at once: a request waits for it. Never raises."""
@@ -207,7 +208,7 @@ class Indexer:
         """The first start: what is already in the database and sticky counts too."""
         candidates = await self._tables.find_recent_candidates(self._now_ts())
         await self._record(candidates, [], [], written, None)
-        self._read = written
+        self._advance(written)
         logger.info("Found %d unexpired sticky events in the database", len(candidates))
 
     async def _read_up_to(self, bounds: Bounds) -> None:
@@ -220,9 +221,16 @@ class Indexer:
         fresh = [c for c in found.candidates if not self._reader.index.knows(c.event_id)]
         joins = await self._mattering_joins(found.joins, fresh)
         released = await self._rechecks.passing(self._rechecks.affected(found.state_changes))
-        if fresh or joins or released or bounds.events - self._stored_events_bound >= _STEP:
+        if (
+            fresh
+            or joins
+            or released
+            # Other processes must not wait for these.
+            or found.has_others
+            or bounds.events - self._stored_events_bound >= _STEP
+        ):
             await self._record(fresh, joins, released, bounds, self._last_position)
-        self._read = bounds
+        self._advance(bounds)
 
     async def _mattering_joins(
         self, joins: Iterable[SeenJoin], fresh: Collection[Candidate]

@@ -7,7 +7,8 @@ from -1.
 """
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Final
 
 import attr
 
@@ -22,13 +23,42 @@ class Stream(enum.Enum):
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Bounds:
-    """Up to where each stream is persisted, as seen by one process."""
+    """Up to where each stream is persisted, or read, as seen by one process."""
 
-    events: int
-    backfill: int
-    un_partial_stated: int
+    events: int = 0
+    backfill: int = 0
+    un_partial_stated: int = 0
     events_by_writer: Mapping[str, int] = attr.Factory(dict)
     backfill_by_writer: Mapping[str, int] = attr.Factory(dict)
+
+    def cover(self, instance_name: str | None, stream_ordering: int) -> bool:
+        """Whether an event that was written there lies within these bounds."""
+        # What was written before there were several writers has no name.
+        writer = instance_name or "master"
+        if stream_ordering < 0:
+            return stream_ordering >= min(self.backfill, self.backfill_by_writer.get(writer, 0))
+        return stream_ordering <= max(self.events, self.events_by_writer.get(writer, 0))
+
+    def joined(self, other: "Bounds") -> "Bounds":
+        """Return the further one of each of these bounds and others."""
+        return Bounds(
+            max(self.events, other.events),
+            min(self.backfill, other.backfill),
+            max(self.un_partial_stated, other.un_partial_stated),
+            _each(max, self.events_by_writer, other.events_by_writer),
+            _each(min, self.backfill_by_writer, other.backfill_by_writer),
+        )
+
+
+NOTHING_READ: Final = Bounds()
+
+
+def _each(
+    further: Callable[[int, int], int], ours: Mapping[str, int], others: Mapping[str, int]
+) -> Mapping[str, int]:
+    return {
+        writer: further(ours.get(writer, 0), others.get(writer, 0)) for writer in {**ours, **others}
+    }
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)

@@ -55,8 +55,13 @@ class StateChange:
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class StreamContents:
-    """The sticky events, joins and changes of state in some ranges of Synapse's streams."""
+    """The sticky events, joins and changes of state in some ranges of Synapse's streams.
+
+    Attributes:
+        has_others: whether there are events that look sticky and are not, or not any more.
+    """
 
     candidates: list[Candidate]
     joins: list[SeenJoin]
     state_changes: list[StateChange]
+    has_others: bool

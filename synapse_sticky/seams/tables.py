@@ -53,6 +53,8 @@ _COULD_BE_STICKY: Final = """
 ServerOf = Callable[[str], str]
 """The server name in a user ID."""
 
+Row = tuple[Any, ...]
+
 
 def check_tables(txn: Cursor) -> None:
     """Refuse to start if Synapse's tables lack anything that is read here.
@@ -85,7 +87,7 @@ class SynapseTables:
         """
 
         def find_txn(txn: LoggingTransaction) -> StreamContents:
-            found: list[Candidate] = []
+            found: list[Row] = []
             joins: list[SeenJoin] = []
             state_changes: list[StateChange] = []
             for part in ranges:
@@ -98,12 +100,14 @@ class SynapseTables:
                     joins += _find_joins(txn, part)
                     if watched_rooms:
                         state_changes += _find_state_changes(txn, part, watched_rooms)
-            # What was found twice is unchecked if it was in either place.
-            candidates: dict[str, Candidate] = {}
-            for candidate in found:
-                if candidate.event_id not in candidates or candidate.unchecked:
-                    candidates[candidate.event_id] = candidate
-            return StreamContents(list(candidates.values()), joins, state_changes)
+            candidates = _candidates(found, now_ts)
+            # An event that was found twice is unchecked if it was in either place.
+            each: dict[str, Candidate] = {}
+            for candidate in candidates:
+                if candidate.event_id not in each or candidate.unchecked:
+                    each[candidate.event_id] = candidate
+            has_others = len(candidates) < len(found)
+            return StreamContents(list(each.values()), joins, state_changes, has_others)
 
         return await self._api.run_db_interaction("sticky_find", find_txn)
 
@@ -167,16 +171,16 @@ class SynapseTables:
         return await self._api.run_db_interaction("sticky_get_received_ts", get_received_ts_txn)
 
 
-def _find_events(txn: LoggingTransaction, part: Range, now_ts: int) -> list[Candidate]:
+def _find_events(txn: LoggingTransaction, part: Range, now_ts: int) -> list[Row]:
     return _find_by(txn, part, now_ts, "events AS e", "e.stream_ordering", unchecked=_BACKFILLED)
 
 
-def _find_ex_outliers(txn: LoggingTransaction, part: Range, now_ts: int) -> list[Candidate]:
+def _find_ex_outliers(txn: LoggingTransaction, part: Range, now_ts: int) -> list[Row]:
     joined = "ex_outlier_stream AS o INNER JOIN events AS e USING (event_id)"
     return _find_by(txn, part, now_ts, joined, "o.event_stream_ordering")
 
 
-def _find_un_partial_stated(txn: LoggingTransaction, part: Range, now_ts: int) -> list[Candidate]:
+def _find_un_partial_stated(txn: LoggingTransaction, part: Range, now_ts: int) -> list[Row]:
     joined = "un_partial_stated_event_stream AS u INNER JOIN events AS e USING (event_id)"
     return _find_by(
         txn, part, now_ts, joined, "u.stream_id", condition="u.rejection_status_changed"
@@ -191,8 +195,8 @@ def _find_by(
     column: str,
     unchecked: str = "TRUE",
     condition: str = "TRUE",
-) -> list[Candidate]:
-    """Candidates whose place in a stream, in ``column``, is in a range."""
+) -> list[Row]:
+    """Find events that may be sticky, by their place in a stream, in ``column``."""
     txn.execute(
         f"SELECT {_EVENT_COLUMNS}, {unchecked} FROM {joined} "
         "INNER JOIN event_json AS ej USING (event_id) "
@@ -200,7 +204,7 @@ def _find_by(
         f"AND {_COULD_BE_STICKY} ORDER BY {column}",
         (*_range_arguments(part), *_could_be_sticky_arguments(now_ts)),
     )
-    return _candidates(txn.fetchall(), now_ts)
+    return txn.fetchall()
 
 
 def _find_joins(txn: LoggingTransaction, part: Range) -> list[SeenJoin]:
@@ -260,7 +264,7 @@ def _could_be_sticky_arguments(now_ts: int) -> tuple[object, ...]:
     return (now_ts - stickiness.MAX_DURATION_MS, _EVENT_KEY_PATTERN)
 
 
-def _candidates(rows: Sequence[tuple[Any, ...]], now_ts: int) -> list[Candidate]:
+def _candidates(rows: Sequence[Row], now_ts: int) -> list[Candidate]:
     found = []
     for row in rows:
         event_id, room_id, sender, stream_ordering, received_ts, origin_ts, text, metadata = row[:8]

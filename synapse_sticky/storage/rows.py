@@ -3,6 +3,7 @@
 
 import attr
 
+from synapse_sticky.seams.bounds import Bounds
 from synapse_sticky.seams.contents import Candidate
 
 
@@ -73,11 +74,17 @@ class JoinChange:
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Changes:
-    """What changed in our tables, oldest first, and the last position given out."""
+    """The changes in our tables, oldest first.
+
+    Attributes:
+        position: the last position given out.
+        read: how far Synapse's streams were read by then.
+    """
 
     events: list[EventChange]
     joins: list[JoinChange]
     position: int
+    read: Bounds
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """SQL on our own tables. The meaning is told by ``noticing/`` and ``deliverable/``."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import attr
 from synapse.module_api import LoggingTransaction, ModuleApi
 
 from synapse_sticky import stickiness
-from synapse_sticky.seams.bounds import Bounds
+from synapse_sticky.seams.bounds import NOTHING_READ, Bounds
 from synapse_sticky.seams.contents import SeenJoin
 from synapse_sticky.seams.tables import unset_soft_failed
 from synapse_sticky.storage.rows import (
@@ -37,17 +38,8 @@ class StickyStore:
         self._signal = signal
 
     async def get_progress(self) -> tuple[Bounds, int] | None:
-        """The scalar bounds read so far and the last position; None at first."""
-
-        def get_progress_txn(txn: LoggingTransaction) -> tuple[Bounds, int] | None:
-            txn.execute(
-                "SELECT events_stream, backfill_stream, un_partial_stated_stream, last_position "
-                "FROM synapse_sticky_progress"
-            )
-            row = txn.fetchone()
-            return (Bounds(*row[:3]), row[3]) if row else None
-
-        return await self._api.run_db_interaction("sticky_get_progress", get_progress_txn)
+        """Return how far Synapse's streams were read, and the last position; None at first."""
+        return await self._api.run_db_interaction("sticky_get_progress", read_progress)
 
     async def get_held(self, reason: str, now_ts: int) -> list[HeldEvent]:
         """The unexpired events that are held for this reason, in stream order."""
@@ -116,18 +108,20 @@ class StickyStore:
                 )
 
         def record_txn(txn: LoggingTransaction) -> None:
-            progress = (read.events, read.backfill, read.un_partial_stated, position)
+            by_writer = json.dumps([read.events_by_writer, read.backfill_by_writer])
+            progress = (read.events, read.backfill, read.un_partial_stated, by_writer, position)
             if last_position is None:
                 txn.execute(
                     "INSERT INTO synapse_sticky_progress (events_stream, backfill_stream, "
-                    "un_partial_stated_stream, last_position) VALUES (?, ?, ?, ?) "
+                    "un_partial_stated_stream, by_writer, last_position) VALUES (?, ?, ?, ?, ?) "
                     "ON CONFLICT (lock) DO NOTHING",
                     progress,
                 )
             else:
                 txn.execute(
                     "UPDATE synapse_sticky_progress SET events_stream = ?, backfill_stream = ?, "
-                    "un_partial_stated_stream = ?, last_position = ? WHERE last_position = ?",
+                    "un_partial_stated_stream = ?, by_writer = ?, last_position = ? "
+                    "WHERE last_position = ?",
                     (*progress, last_position),
                 )
             if txn.rowcount != 1:
@@ -156,8 +150,7 @@ class StickyStore:
                 "WHERE synapse_sticky_joins.stream_ordering < excluded.stream_ordering",
                 join_rows,
             )
-            if event_rows or released or join_rows:
-                self._signal(txn)
+            self._signal(txn)
 
         await self._api.run_db_interaction("sticky_record", record_txn)
 
@@ -214,21 +207,31 @@ def read_changes(txn: Any, after: int, now_ts: int) -> Changes:
     Everything, with ``after`` = 0. If the stored position is smaller than
     ``after``, the tables were restored or dropped: the caller compares.
     """
-    position, joins = read_position_and_joins(txn, after, now_ts)
-    return Changes(list(iter_event_changes(txn, after, now_ts)), joins, position)
+    # First: what comes in while the rest is read comes again with the next changes.
+    read, position = read_progress(txn) or (NOTHING_READ, 0)
+    joins = read_joins(txn, after, now_ts)
+    return Changes(list(iter_event_changes(txn, after, now_ts)), joins, position, read)
 
 
-def read_position_and_joins(txn: Any, after: int, now_ts: int) -> tuple[int, list[JoinChange]]:
-    """Read the last position, and the joins after one position."""
-    txn.execute("SELECT last_position FROM synapse_sticky_progress")
+def read_progress(txn: Any) -> tuple[Bounds, int] | None:
+    """Read how far Synapse's streams were read, and the last position; None at first."""
+    txn.execute(
+        "SELECT events_stream, backfill_stream, un_partial_stated_stream, by_writer, "
+        "last_position FROM synapse_sticky_progress"
+    )
     row = txn.fetchone()
+    return (Bounds(*row[:3], *json.loads(row[3])), row[4]) if row else None
+
+
+def read_joins(txn: Any, after: int, now_ts: int) -> list[JoinChange]:
+    """Read the joins after a position."""
     txn.execute(
         "SELECT member, room_id, position, expires_ts, stream_ordering, instance_name "
         "FROM synapse_sticky_joins "
         "WHERE position > ? AND expires_ts > ? ORDER BY position",
         (after, now_ts),
     )
-    return row[0] if row else 0, [JoinChange(*row) for row in txn]
+    return [JoinChange(*row) for row in txn]
 
 
 def iter_event_changes(txn: Any, after: int, now_ts: int) -> Iterator[EventChange]:

@@ -144,14 +144,17 @@ actions = st.one_of(
 )
 
 
-@given(st.lists(actions, max_size=60))
-def test_following_writers_finds_all_they_write(history: list[tuple[str, object, bool]]) -> None:
+@given(st.lists(actions, max_size=60), st.booleans())
+def test_following_writers_finds_all_they_write(
+    history: list[tuple[str, object, bool]], keeps_writers: bool
+) -> None:
     # C1: no order of taking and committing numbers hides any of them for good, nor does a
-    # change of the list of writers; and what a running writer has committed is found early
+    # change of the list of writers; and what a running writer has committed is found early.
+    # Nobody is told that something was read before it was
     streams = {Stream.EVENTS: Writing(down=False), Stream.BACKFILL: Writing(down=True)}
     known = set(WRITERS)
     found: dict[Stream, set[int]] = {stream: set() for stream in streams}
-    read = stored = Bounds(0, 0, 0)
+    read = stored = told = Bounds()
 
     def written() -> Bounds:
         events, backfill = streams[Stream.EVENTS], streams[Stream.BACKFILL]
@@ -164,13 +167,25 @@ def test_following_writers_finds_all_they_write(history: list[tuple[str, object,
         )
 
     def look(step: int) -> None:
-        nonlocal read, stored
+        nonlocal read, stored, told
         for bounds in in_steps(read, written(), step):
             for part in pending_ranges(read, bounds):
                 found[part.stream] |= streams[part.stream].visible(part)
             read = bounds
-            # Only the scalar ones are kept over a restart.
-            stored = Bounds(read.events, read.backfill, read.un_partial_stated)
+            told = told.joined(read)
+            # Those of writers need not be kept over a restart.
+            stored = (
+                read
+                if keeps_writers
+                else attr.evolve(read, events_by_writer={}, backfill_by_writer={})
+            )
+            for kind, writing in streams.items():
+                for number, owner in enumerate(writing.taken, start=1):
+                    signed = number if kind is Stream.EVENTS else -number
+                    if told.cover(owner, signed):
+                        assert number in found[kind]
+                    elif number <= abs(writing.bound()) and bounds == written():
+                        raise AssertionError("read, and not said to be")
 
     for action, argument, backfilled in history:
         stream = streams[Stream.BACKFILL if backfilled else Stream.EVENTS]
@@ -232,3 +247,12 @@ def test_steps_lead_all_the_way(pair: tuple[Bounds, Bounds], step: int) -> None:
             elif writer:
                 assert numbers == list(range(numbers[0], written.backfill))
                 assert numbers[0] == written.backfill_by_writer[writer]
+
+
+@given(bounds_pairs(), st.sampled_from([*WRITERS, None]), st.integers(-60, 60))
+def test_what_bounds_cover(pair: tuple[Bounds, Bounds], writer: str | None, place: int) -> None:
+    # X4: what either covers both together do, and what no writer's bound reaches none does
+    one, other = pair
+    together = one.joined(other)
+    assert together == other.joined(one) == together.joined(one)
+    assert together.cover(writer, place) == (one.cover(writer, place) or other.cover(writer, place))
