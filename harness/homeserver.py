@@ -61,7 +61,8 @@ class Homeserver:
     """One Synapse deployment: a single process, or a main process with seven workers.
 
     `python` is an interpreter that has another Synapse. With `proxied` other servers reach this
-    one through `proxy`, which can be told to misbehave.
+    one through `proxy`, which can be told to misbehave. With `own_flag` Synapse's own sticky
+    events are switched on as long as the module is there, which then takes their place.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Homeserver:
         module: bool = True,
         module_config: Mapping[str, Any] | None = None,
         extra_config: Mapping[str, Any] | None = None,
+        own_flag: bool = False,
         federation: bool = False,
         proxied: bool = False,
         python: str = sys.executable,
@@ -88,6 +90,7 @@ class Homeserver:
         self._module = module
         self._module_config: Mapping[str, Any] = module_config or {}
         self._extra_config: Mapping[str, Any] = extra_config or {}
+        self._own_flag = own_flag
         self._registration_secret = secrets.token_hex(16)
         self._python = python
         self._prepared = False
@@ -228,6 +231,7 @@ class Homeserver:
         module: bool | None = None,
         module_config: Mapping[str, Any] | None = None,
         extra_config: Mapping[str, Any] | None = None,
+        own_flag: bool | None = None,
     ) -> None:
         """Change the configuration while stopped. What is not given stays as it is."""
         if self._processes:
@@ -238,6 +242,8 @@ class Homeserver:
             self._module_config = module_config
         if extra_config is not None:
             self._extra_config = extra_config
+        if own_flag is not None:
+            self._own_flag = own_flag
 
     def close(self) -> None:
         """Stop, and let go of all connections."""
@@ -361,6 +367,8 @@ class Homeserver:
         }
         if self._module:
             config["modules"] = [{"module": MODULE, "config": dict(self._module_config)}]
+            if self._own_flag:
+                config["experimental_features"] = {"msc4354_enabled": True}
         if self._database == "sqlite":
             config["database"] = {
                 "name": "sqlite3",

@@ -4,13 +4,13 @@
 import logging
 
 from synapse.module_api import ModuleApi
-from synapse.module_api.errors import ConfigError
 
 from synapse_sticky.clients.delivery import Delivery
 from synapse_sticky.config import StickyEventsConfig
 from synapse_sticky.deliverable.index import StickyIndex
 from synapse_sticky.deliverable.reader import IndexReader, load_index
 from synapse_sticky.hooks import extremities, outgoing, sending, sliding_sync, sync
+from synapse_sticky.hooks.classes import check_servlets
 from synapse_sticky.hooks.notifier import on_new_events, on_stream_change
 from synapse_sticky.hooks.token import carry_position
 from synapse_sticky.hooks.unsigned import add_remaining_time
@@ -28,6 +28,7 @@ from synapse_sticky.seams.checks import check_synapse_version
 from synapse_sticky.seams.database import MigrationConnection
 from synapse_sticky.seams.events import EventSource
 from synapse_sticky.seams.federation import Federation
+from synapse_sticky.seams.own import take_the_place_of_synapses_own
 from synapse_sticky.seams.signal import Signal
 from synapse_sticky.seams.streams import StreamBounds, Waker
 from synapse_sticky.seams.tables import SynapseTables, check_tables
@@ -49,12 +50,7 @@ class StickyEventsModule:
     def __init__(self, config: StickyEventsConfig, api: ModuleApi) -> None:
         check_synapse_version()
         hs = homeserver_of(api)
-        if hs.config.experimental.msc4354_enabled:
-            raise ConfigError(
-                "Synapse's own sticky events and synapse_sticky exclude each other: remove "
-                "`msc4354_enabled: true` from `experimental_features` in homeserver.yaml, or "
-                "synapse_sticky from `modules`."
-            )
+        take_the_place_of_synapses_own(hs)
         sending.check()
         sync.check()
         sliding_sync.check()
@@ -79,6 +75,7 @@ class StickyEventsModule:
         sending.install()
         sync.install(delivery, source, config.max_events_per_sync)
         sliding_sync.install(delivery, source)
+        check_servlets()
         extremities.install(hs)
         reader.start(config)
 

@@ -26,6 +26,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help=f"the deployments to test, of {', '.join(DEPLOYMENTS)} (default: all)",
     )
     parser.addoption(
+        "--own-flag",
+        help="those of the deployments on which Synapse's own sticky events are switched on too, "
+        "for the module to take their place (default: none)",
+    )
+    parser.addoption(
         "--peer-python",
         help="a Python with another Synapse and the module, for federations of different releases",
     )
@@ -37,11 +42,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def _chosen_deployments(config: pytest.Config) -> list[str]:
-    chosen = [name.strip() for name in config.getoption("--deployments").split(",")]
+def _chosen_deployments(config: pytest.Config, option: str = "--deployments") -> list[str]:
+    chosen = [name.strip() for name in config.getoption(option).split(",")]
     unknown = set(chosen) - set(DEPLOYMENTS)
     if unknown:
-        raise pytest.UsageError(f"--deployments: there is no {', '.join(sorted(unknown))}")
+        raise pytest.UsageError(f"{option}: there is no {', '.join(sorted(unknown))}")
     # In a fixed order, so that a test run is the same however it was asked for.
     return [name for name in DEPLOYMENTS if name in chosen]
 
@@ -104,12 +109,14 @@ def redis() -> Iterator[RedisServer]:
 
 def _server_arguments(request: pytest.FixtureRequest, kind: str) -> dict[str, Any]:
     """What a homeserver of that kind of deployment is made with."""
-    if kind == "sqlite":
-        return {"database": "sqlite"}
-    arguments = {"database": request.getfixturevalue("postgres").create_database()}
+    arguments: dict[str, Any] = {"database": "sqlite"}
+    if kind != "sqlite":
+        arguments["database"] = request.getfixturevalue("postgres").create_database()
     if kind == "workers":
         arguments["workers"] = True
         arguments["redis_port"] = request.getfixturevalue("redis").port
+    if request.config.getoption("--own-flag"):
+        arguments["own_flag"] = kind in _chosen_deployments(request.config, "--own-flag")
     return arguments
 
 

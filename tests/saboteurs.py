@@ -121,3 +121,40 @@ class OtherVisibilityForServers(_Saboteur):
 
         module: Any = visibility
         module.filter_events_for_server = filter_events_for_server
+
+
+class WithoutStoredFlag(_Saboteur):
+    """Synapse's event writer keeps its flag for sticky events somewhere else."""
+
+    @staticmethod
+    def parse_config(config: Any) -> None:
+        from synapse.storage.databases.main.events import PersistEventsStore
+
+        store: Any = PersistEventsStore
+        original = store.__init__
+
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            del self._msc4354_enabled
+
+        store.__init__ = __init__
+
+
+class UnknownServlet(_Saboteur):
+    """Synapse takes sticky events on one more endpoint, if its own flag is on."""
+
+    @staticmethod
+    def parse_config(config: Any) -> None:
+        from synapse.http.servlet import RestServlet
+        from synapse.rest.client import room
+
+        class RoomOtherRestServlet(RestServlet):
+            """One that the module does not know."""
+
+            def __init__(self, hs: Any) -> None:
+                super().__init__()
+                self._msc4354_enabled = hs.config.experimental.msc4354_enabled
+
+        RoomOtherRestServlet.__module__ = room.__name__
+        module: Any = room
+        module.RoomOtherRestServlet = RoomOtherRestServlet

@@ -74,14 +74,36 @@ def test_mistakes_in_the_configuration(
     assert "Traceback" not in output
 
 
-def test_synapses_own_sticky_events(make_homeserver: MakeHomeserver) -> None:
-    """Both at once would get in each other's way. The message says what to change."""
-    homeserver = make_homeserver(extra_config={"experimental_features": {"msc4354_enabled": True}})
-    output = homeserver.start_expecting_failure()
-    for word in ("msc4354_enabled: true", "experimental_features", "homeserver.yaml", "`modules`"):
-        assert word in output
-    homeserver.reconfigure(extra_config={})
+@pytest.mark.parametrize("kind", ["sqlite", "workers"])
+def test_synapses_own_sticky_events(make_homeserver: MakeHomeserver, kind: str) -> None:
+    """Where they are switched on the module takes their place, and every process says so once."""
+    # O4
+    homeserver = make_homeserver(kind, own_flag=True)
     homeserver.start()
+    alice, bob = homeserver.register(), homeserver.register()
+    room = alice.create_room(preset="public_chat")
+    bob.join(room)
+    sent = send_sticky(alice, room, 2)
+    send_plain(alice, room, 11)
+    followed = follow_until_seen(bob, room, sent)
+    # Synapse's own would come first, and the same events once more.
+    assert followed.sticky(room) == sent
+    assert_once(followed, room, sent)
+    # Nothing is left for Synapse's own to hand out when they are back.
+    assert homeserver.query("SELECT count(*) FROM sticky_events") == [(0,)]
+    for process in homeserver.processes:
+        told = [
+            line
+            for line in homeserver.log(process).splitlines()
+            if " INFO synapse_sticky" in line and "msc4354_enabled: true" in line
+        ]
+        assert len(told) == 1, process
+    assert homeserver.problems_since({}) == ""
+    homeserver.stop()
+    homeserver.reconfigure(own_flag=False)
+    position = homeserver.log_position()
+    homeserver.start()
+    assert "msc4354_enabled" not in homeserver.log_since(position)
 
 
 def test_synapse_that_is_too_old(make_homeserver: MakeHomeserver) -> None:
@@ -133,6 +155,11 @@ def test_synapse_that_is_newer_than_tested(make_homeserver: MakeHomeserver) -> N
             "visibility.filter_and_transform_events_for_client does not take always_include_ids",
         ),
         ("WithoutTokenSlot", "StreamToken.groups_key is not there"),
+        ("WithoutStoredFlag", "PersistEventsStore._msc4354_enabled is not there"),
+        (
+            "UnknownServlet",
+            "synapse.rest.client.room.RoomOtherRestServlet has sticky events of its own",
+        ),
         ("WithoutTurns", "PerDestinationQueue.attempt_new_transaction is not there"),
         ("OtherTransactions", "TransactionManager.send_new_transaction does not take pdus"),
         (

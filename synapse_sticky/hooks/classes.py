@@ -6,12 +6,23 @@ modules are loaded. A second servlet for the same path would do as well, since
 the later one wins, but Synapse then logs an error about doubled metrics.
 """
 
-from collections.abc import Callable
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator
 from functools import partial
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
-from synapse_sticky.seams.checks import require
+from synapse.http.servlet import RestServlet
+
+from synapse_sticky.seams.checks import misfit, require
+
+# Synapse's flag for its own sticky events, and what it may be called where it is stored.
+_FLAG = re.compile(r"\w*msc4354\w*")
+
+# The newest MSC has no sticky state. Up to 1.162 Synapse's own sends it, with the flag on.
+_LEFT_ALONE = "RoomStateEventRestServlet"
 
 
 def use_instead(module: ModuleType, name: str, factory: Callable[..., Any]) -> None:
@@ -27,3 +38,40 @@ def use_instead(module: ModuleType, name: str, factory: Callable[..., Any]) -> N
     # Synapse's metrics and logs go by the name of the class.
     ours.__name__, ours.__qualname__ = name, getattr(module, name).__qualname__
     setattr(module, name, factory)
+
+
+def check_servlets() -> None:
+    """Refuse to start if a servlet of Synapse's has its own flag and we have not replaced it.
+
+    It would take sticky events as ordinary ones, without a word.
+    """
+    for name, module in list(sys.modules.items()):
+        if name.startswith("synapse.rest."):
+            for servlet in _own_servlets(module):
+                if _has_flag(servlet) and servlet.__name__ != _LEFT_ALONE:
+                    raise misfit(f"{name}.{servlet.__name__} has sticky events of its own")
+
+
+def _own_servlets(module: ModuleType) -> Iterator[type[RestServlet]]:
+    """The servlets that Synapse defines in this module and that are still in their place."""
+    for value in vars(module).values():
+        if (
+            inspect.isclass(value)
+            and issubclass(value, RestServlet)
+            and value.__module__ == module.__name__
+        ):
+            yield value
+
+
+def _has_flag(servlet: type[RestServlet]) -> bool:
+    methods = (inspect.unwrap(method) for method in vars(servlet).values() if callable(method))
+    return any(_mentions_flag(method.__code__) for method in methods if inspect.isfunction(method))
+
+
+def _mentions_flag(code: CodeType) -> bool:
+    return any(
+        _mentions_flag(part)
+        if inspect.iscode(part)
+        else isinstance(part, str) and _FLAG.fullmatch(part) is not None
+        for part in (*code.co_names, *code.co_consts)
+    )
