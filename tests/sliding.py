@@ -82,6 +82,11 @@ class Answer:
         """The ids in a room's timeline."""
         return ids(self.body.get("rooms", {}).get(room_id, {}).get("timeline", []))
 
+    @property
+    def initial(self) -> set[str]:
+        """The rooms that the answer sends as if for the first time."""
+        return {r for r, room in self.body.get("rooms", {}).items() if room.get("initial")}
+
     def listed(self, name: str = "all") -> list[str]:
         """The rooms that are in a list's window."""
         return [
@@ -174,6 +179,16 @@ class Connection:
             for answer in self.answers
             for name in answer.sticky(room_id) + answer.timeline(room_id)
         ]
+
+    def kept(self, room_id: str) -> list[str]:
+        """Return what a client has of a room if it drops events of rooms that it does not know yet.
+
+        It learns of a room from an answer that sends the room as `initial`, as matrix-js-sdk 43
+        does. Each ID is listed as often as it came.
+        """
+        known_from = [n for n, answer in enumerate(self.answers) if room_id in answer.initial]
+        kept = self.answers[known_from[0] :] if known_from else []
+        return [name for a in kept for name in a.sticky(room_id) + a.timeline(room_id)]
 
 
 def drained(answers: list[Answer], room_id: str) -> list[str]:

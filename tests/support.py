@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.client import Client, JsonDict
+from harness.client import Client, JsonDict, MatrixError
 from harness.event_format import Event
 from harness.homeserver import Homeserver
 from harness.wait import eventually
@@ -180,6 +180,30 @@ def wait_for_readers(client: Client, room_id: str, event_id: str) -> None:
             lambda reader=reader: ids(reader.messages(room_id, limit=1)["chunk"]) == [event_id],  # type: ignore[misc]
             what=f"{event_id} known to {url}",
         )
+
+
+def until_ignored(client: Client, other: Client, *, ignored: bool = True) -> None:
+    """Wait until every client reader knows whether a user is ignored."""
+    path = f"/_matrix/client/v3/user/{client.user_id}/account_data/m.ignored_user_list"
+    assert (other.user_id in client.request("GET", path)["ignored_users"]) == ignored
+    room_id = other.create_room(preset="public_chat")
+    client.join(room_id)
+    event_id = other.send(room_id)
+    for url in client.homeserver.client_urls:
+        reader = client.via(url)
+
+        def is_hidden(reader: Client = reader) -> bool:
+            try:
+                reader.event(room_id, event_id)
+            except MatrixError:
+                return True
+            return False
+
+        eventually(
+            lambda is_hidden=is_hidden: is_hidden() == ignored,  # type: ignore[misc]
+            what=f"the ignored user known to {url}",
+        )
+    client.leave(room_id)
 
 
 def quiet_token(client: Client) -> str:

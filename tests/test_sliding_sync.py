@@ -24,7 +24,7 @@ from tests.sliding import (
     subscription,
     window,
 )
-from tests.support import HOUR_MS, ids, now_ms, remaining_ms, sleep_until
+from tests.support import HOUR_MS, ids, now_ms, remaining_ms, sleep_until, until_ignored
 
 ENCRYPTED_ONLY = {"encrypted": window(is_encrypted=True)}
 DIRECT_ONLY = {"direct": window(is_dm=True)}
@@ -167,7 +167,7 @@ def test_position_advances_past_what_timelines_show(alice: Client, bob: Client, 
     for _ in range(3):
         assert connection.ask().extension in (None, {})
     # The token itself says so, not the connection's memory.
-    other = Connection(bob, since=connection.since)
+    other = Connection(bob, {"all": no_window()}, since=connection.since)
     assert drained(other.drain(), room) == []
 
 
@@ -214,7 +214,8 @@ def test_shown_events_do_not_come_on_a_later_page(alice: Client, bob: Client, ro
     assert answers[0].timeline(room) == newer
     assert drained(answers, room) == older
     # So says the token, whatever is remembered of the connection.
-    assert drained(Connection(bob, since=answers[0].next_batch).drain(), room) == older[2:]
+    other = Connection(bob, {"all": no_window()}, since=answers[0].next_batch)
+    assert drained(other.drain(), room) == older[2:]
     latest = send_known(alice, room)
     assert connection.ask(limit=2).timeline(room) == latest
     assert connection.seen(room).count(newer[0]) == 1
@@ -390,7 +391,7 @@ def test_late_join(
     carol.join(other_room)
     before = send_known(alice, room, 3)
     elsewhere = send_known(alice, other_room)
-    connection = Connection(carol)
+    connection = Connection(carol, {"all": no_window()})
     assert connection.ask().sticky(other_room) == elsewhere
     carol.join(room)
     if not keep_pos:
@@ -496,7 +497,8 @@ def test_a_new_name_is_no_join(alice: Client, bob: Client, room: str) -> None:
     """A membership event that changes no membership delivers nothing again."""
     # X4, C5
     first = send_known(alice, room)
-    connection = Connection(bob)
+    # Synapse sends rooms in the window as initial.
+    connection = Connection(bob, {"all": no_window()})
     assert drained(connection.drain(), room) == first
     bob.set_display_name("Robert")
 
@@ -534,7 +536,8 @@ def test_room_that_only_now_matches(
         connection = connection.anew()
     answers = connection.drain()
     assert drained(answers, room) == older
-    assert drained(answers, other_room) == []
+    # Without `pos` it is as new as the first time.
+    assert drained(answers, other_room) == ([] if keep_pos else elsewhere)
     newer = send_known(alice, room)
     assert drained(connection.drain(), room) == newer
 
@@ -584,6 +587,162 @@ def test_room_that_matches_again(alice: Client, bob: Client, room: str, other_ro
     assert drained(connection.drain(), room) == []
     second = send_known(alice, room)
     assert drained(connection.drain(), room) == second
+
+
+# Rooms that are sent as initial
+
+
+@pytest.mark.parametrize("timeline_limit", [0, 2])
+def test_room_that_scrolls_into_view(
+    alice: Client, bob: Client, room: str, other_room: str, timeline_limit: int
+) -> None:
+    """A room that is sent for the first time brings the events that came before it."""
+    # X7, X3, C3
+    event_ids = send_known(alice, room, 5)
+    elsewhere = send_known(alice, other_room)
+    connection = Connection(bob, {"all": window(timeline_limit=timeline_limit)})
+    answers = connection.drain()
+    assert drained(answers, room) == event_ids
+    assert connection.kept(room) == []
+    connection.lists = {"all": window(first=1, timeline_limit=timeline_limit)}
+    answer = connection.ask()
+    assert answer.initial == {room}
+    shown = event_ids[5 - timeline_limit :]
+    assert answer.timeline(room) == shown
+    assert answer.sticky(room) == event_ids[: 5 - timeline_limit]
+    assert answer.sections.keys() == {room}
+    assert answer.next_batch is not None
+    # Only once.
+    assert connection.drain() == []
+    newer = send_known(alice, room)
+    connection.drain()
+    assert connection.kept(room) == answer.sticky(room) + shown + newer
+    assert set(elsewhere) <= set(connection.kept(other_room))
+
+
+def test_initial_room_brings_more_than_a_page(
+    alice: Client, bob: Client, room: str, other_room: str
+) -> None:
+    """Events up to `since` come at once, later ones page by page."""
+    # X7, X3
+    behind = send_known(alice, room, 4)
+    connection = Connection(bob, {"all": no_window()})
+    connection.drain(limit=3)
+    beyond = send_known(alice, room, 3)
+    connection.subscriptions = {room: subscription()}
+    answer = connection.ask(limit=2)
+    assert answer.initial == {room}
+    assert answer.sticky(room) == behind + beyond[:2]
+    assert drained(connection.drain(limit=2), room) == beyond[2:]
+
+
+def test_initial_room_while_pages_wait(
+    alice: Client, bob: Client, room: str, other_room: str
+) -> None:
+    """Events of later pages come once, and what only an earlier timeline showed comes again."""
+    # X7, X3, C3
+    waiting = send_known(alice, other_room, 4)
+    older = send_known(alice, room, 2)
+    (newest,) = send_known(alice, room)
+    show_room = {room: subscription(timeline_limit=1)}
+    connection = Connection(bob, {"all": no_window()}, show_room)
+    answer = connection.ask(limit=3)
+    assert answer.timeline(room) == [newest]
+    assert answer.sticky(other_room) == waiting[:3]
+    alice.send(room)
+    # The timeline has moved on when the room is initial again.
+    connection = connection.without_pos()
+    answer = connection.ask(limit=2)
+    assert answer.initial == {room}
+    assert answer.sticky(room) == [older[0], newest]
+    assert answer.sticky(other_room) == waiting[3:]
+    answers = connection.drain(limit=2)
+    assert drained(answers, room) == older[1:]
+    assert drained(answers, other_room) == []
+
+
+def test_lost_answer_with_an_initial_room(
+    alice: Client, bob: Client, room: str, other_room: str
+) -> None:
+    """A repeated request gets the same, and a room stays initial until an answer arrives."""
+    # X7, C3
+    event_ids = send_known(alice, room, 3)
+    connection = Connection(bob, {"all": no_window()})
+    connection.drain()
+    connection.subscriptions = {room: subscription()}
+    lost = [connection.peek() for _ in range(3)]
+    assert [answer.sticky(room) for answer in lost] == [event_ids] * 3
+    assert len({answer.next_batch for answer in lost}) == 1
+    newer = send_known(alice, room)
+    assert connection.ask().sticky(room) == event_ids + newer
+    assert connection.drain() == []
+
+
+def test_lost_pos_makes_rooms_initial(
+    alice: Client, bob: Client, room: str, other_room: str
+) -> None:
+    """A client that lost `pos` gets the events of rooms in the window again, and no others."""
+    # X7, X3
+    outside = send_known(alice, room, 2)
+    inside = send_known(alice, other_room, 2)
+    connection = Connection(bob)
+    answers = connection.drain()
+    assert [drained(answers, r) for r in (room, other_room)] == [outside, inside]
+    for again in (connection.anew(), connection.without_pos()):
+        answer = again.ask()
+        assert answer.initial == {other_room}
+        assert {r: answer.sticky(r) for r in answer.sections} == {other_room: inside}
+        assert again.drain() == []
+
+
+def test_initial_room_that_the_user_is_not_joined_to(homeserver: Homeserver, alice: Client) -> None:
+    """An invite is sent as initial too, and brings nothing."""
+    # X7, X2
+    room = alice.create_room(preset="private_chat")
+    send_known(alice, room)
+    carol = homeserver.register()
+    connection = Connection(carol)
+    connection.ask()
+    alice.invite(room, carol.user_id)
+
+    def invited() -> bool:
+        connection.ask()
+        return any(room in answer.initial for answer in connection.answers)
+
+    eventually(invited, what="the invite")
+    connection.drain()
+    assert connection.seen(room) == []
+
+
+def test_initial_room_brings_only_live_events(
+    homeserver: Homeserver, alice: Client, bob: Client, room: str
+) -> None:
+    """Events that expired or were redacted, and those of ignored users, do not come."""
+    # X7, C8, E4, E5
+    mallory = homeserver.register()
+    mallory.join(room)
+    short_ms = 4_000
+    (lasting, redacted) = send_known(alice, room, 2)
+    (unwanted,) = send_known(mallory, room)
+    (expiring,) = send_known(alice, room, sticky_ms=short_ms)
+    expired_ts = now_ms() + short_ms
+    connections = [Connection(bob, {"all": no_window()}) for _ in homeserver.client_urls]
+    for connection in connections:
+        assert connection.ask().sticky(room) == [lasting, redacted, unwanted, expiring]
+        connection.subscriptions = {room: subscription()}
+    alice.redact(room, redacted)
+    bob.set_ignored_users([mallory.user_id])
+    until_ignored(bob, mallory)
+
+    def without_it() -> bool:
+        return redacted not in Connection(bob).ask().sticky(room)
+
+    eventually(without_it, what="the redaction")
+    sleep_until(expired_ts)
+    for connection in connections:
+        answer = connection.ask()
+        assert room in answer.initial
+        assert answer.sticky(room) == [lasting]
 
 
 # Tokens from elsewhere
@@ -711,27 +870,6 @@ def test_ignored_senders(homeserver: Homeserver, alice: Client, bob: Client, roo
     assert answer.sections == {}
     assert answer.next_batch not in (None, since)
     assert connection.ask().extension in (None, {})
-
-
-def until_ignored(client: Client, ignored: Client) -> None:
-    """Wait until every client reader knows that a user is ignored."""
-    path = f"/_matrix/client/v3/user/{client.user_id}/account_data/m.ignored_user_list"
-    assert ignored.user_id in client.request("GET", path)["ignored_users"]
-    room_id = ignored.create_room(preset="public_chat")
-    client.join(room_id)
-    event_id = ignored.send(room_id)
-    for url in client.homeserver.client_urls:
-        reader = client.via(url)
-
-        def hidden(reader: Client = reader) -> bool:
-            try:
-                reader.event(room_id, event_id)
-            except MatrixError:
-                return True
-            return False
-
-        eventually(hidden, what=f"the ignored user known to {url}")
-    client.leave(room_id)
 
 
 def test_format_of_events(alice: Client, bob: Client, room: str) -> None:

@@ -119,7 +119,8 @@ class Delivery:
                 next response: its timelines may show it.
             limit: how many events at most. What is due from the start, or was made due by
                 a join all at once, may exceed it.
-            from_start: rooms whose events up to ``since`` are to be handed out too.
+            from_start: rooms whose events that the client has already are handed out too:
+                those up to ``since``, and those that ``since`` names.
             due_at_join: whether what is older than the user's join to its room
                 is due where the join lies. Else ``from_start`` must name the rooms
                 joined since.
@@ -136,23 +137,25 @@ class Delivery:
             if d.position <= position
         ]
         due_ids = {d.event.event_id for d in due}
+        named = set(filter(since.names, due_ids))
         behind = [
             event
-            for room_id in from_start
+            for room_id in set(from_start)
             if room_id in rooms and room_id in index.rooms
             for event in index.in_room(room_id, now_ts)
-            if event.position <= since.position and event.event_id not in due_ids
+            if event.event_id in named
+            or (event.position <= since.position and event.event_id not in due_ids)
         ]
         if not due and not behind:
             return Sections({}, max(position, since.position))
         ignored = set(map(hash, await self._events.ignored_users(user_id)))
         has = {event_of(client_event).event_id for client_event in shown}
-        has.update(filter(since.names, due_ids))
 
         def is_wanted(event: StickyEvent) -> bool:
             return event.event_id not in has and event.sender_hash not in ignored
 
         found = await self._visible(user_id, filter(is_wanted, behind))
+        has |= named
         wanted = [d for d in due if is_wanted(d.event)]
         pages, end = await self._pages(user_id, wanted, timeline_reaches, limit)
         if end < len(wanted):
@@ -160,7 +163,8 @@ class Delivery:
             # then is done with.
             position = wanted[end].position - 1
         by_room: dict[str, list[ClientEvent]] = {}
-        for client_event in found + pages:
+        positions = {event.event_id: event.position for event in (*behind, *(d.event for d in due))}
+        for client_event in sorted(found + pages, key=lambda e: positions[event_of(e).event_id]):
             by_room.setdefault(event_of(client_event).room_id, []).append(client_event)
         beyond = {d.event.event_id for d in due if d.position > position}
         return Sections(by_room, position, frozenset(has & beyond))

@@ -126,7 +126,8 @@ def check() -> None:
         require(attr.fields(room_lists.SlidingSyncInterestedRooms), name)
     for name in ("rooms", "extensions"):
         require(attr.fields(SlidingSyncResult), name)
-    require(attr.fields(SlidingSyncResult.RoomResult), "timeline_events")
+    for name in ("initial", "timeline_events"):
+        require(attr.fields(SlidingSyncResult.RoomResult), name)
     require(sync_rest.SlidingSyncRestServlet, "on_POST", "request")
     require(sync_rest.SlidingSyncRestServlet, "encode_response", "requester", "sliding_sync_result")
 
@@ -197,7 +198,9 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
         since = await self._delivery.resolve_since(request.since or Since(0))
         rooms = MatchedJoinedRooms(interested)
         await self._wait_for_joins(user_id, rooms, since)
-        from_start = self._delivery.rooms_with_events(rooms) if since.digests else []
+        left_behind = self._delivery.rooms_with_events(rooms) if since.digests else []
+        # Clients drop the events of rooms that they do not know yet.
+        initial = {room_id for room_id, room in result.rooms.items() if room.initial}
         sections = await self._delivery.sections(
             user_id,
             rooms,
@@ -205,7 +208,7 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
             shown=shown,
             timeline_reaches=timelines_up_to(result.next_pos.stream_token),
             limit=request.limit,
-            from_start=filter(since.names, from_start),
+            from_start=initial.union(filter(since.names, left_behind)),
             due_at_join=True,
         )
         unmatched = self._unmatched(user_id, interested, since, sections.position)
@@ -213,7 +216,7 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
         return StickyExtensions.create(
             result.extensions,
             sections.by_room,
-            next_batch if next_batch != request.since else None,
+            next_batch if sections.by_room or next_batch != request.since else None,
         )
 
     async def _wait_for_joins(
