@@ -6,7 +6,7 @@ NOX := $(TOOLS)/bin/python -m nox
 APT_GET := $(shell [ "$$(id -u)" = 0 ] || echo sudo) env DEBIAN_FRONTEND=noninteractive apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-quick test-on demo bench build clean
+.PHONY: help test test-quick test-on coverage demo bench build clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -20,6 +20,9 @@ test-quick: $(TOOLS)/bin/nox ## The inner loop: lint, then what is quick, on the
 test-on: $(TOOLS)/bin/nox ## The suite on any Synapse: make test-on SYNAPSE=1.155.0 [ARGS="..."]
 	@test -n "$(SYNAPSE)" || { echo 'Which one? make test-on SYNAPSE=1.155.0' >&2; exit 2; }
 	$(NOX) -s tests_on -- $(SYNAPSE) $(ARGS)
+
+coverage: $(TOOLS)/bin/nox ## Which lines and branches the quick tests run: make coverage [ARGS="tests/unit"]
+	$(NOX) -s coverage -- $(ARGS)
 
 demo: $(TOOLS)/bin/nox ## A sticky event on a real Synapse, until Ctrl-C: make demo [ARGS="--federation --once"]
 	@$(NOX) -s demo -- $(ARGS)

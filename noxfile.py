@@ -72,6 +72,19 @@ def quick(session: nox.Session) -> None:
 
 
 @nox.session
+def coverage(session: nox.Session) -> None:
+    """Measure which lines and branches the quick tests run, in Synapse's processes too."""
+    _install(session, "matrix-synapse", *_group("test", "coverage"), "-e", ".")
+    session.run("coverage", "erase")
+    selection = ["-m", "not slow", "--deployments", "sqlite", *session.posargs]
+    try:
+        session.run("coverage", "run", "-m", "pytest", *selection, interrupt_timeout=PATIENCE_S)
+    finally:
+        session.run("coverage", "combine", "--quiet")
+        session.run("coverage", "report")
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Show sticky events on a real Synapse, or between three with --federation."""
     # What the demo prints comes first, except where there is a lot to install.
