@@ -40,8 +40,6 @@ from tests.support import (
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployments("sqlite", "workers")]
 
-# No timelines: what is delivered is in the section.
-
 
 def kill_senders(homeserver: Homeserver) -> None:
     """Kill what sends to other servers and what gives out positions, and start it again."""

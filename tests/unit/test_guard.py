@@ -1,0 +1,85 @@
+"""What the seams require of Synapse, and what keeps our errors from it."""
+
+import logging
+from types import ModuleType
+from typing import Any
+
+import pytest
+from synapse.module_api.errors import ConfigError
+from twisted.internet.defer import CancelledError
+
+from synapse_sticky.hooks.classes import use_instead
+from synapse_sticky.hooks.guard import shielded, wrap
+from synapse_sticky.seams.checks import TESTED_RANGE, require, synapse_version
+
+
+class Owner:
+    """Stands for a class of Synapse's."""
+
+    limit = 5
+
+    def fetch(self, room_id: str, *, limit: int) -> str:
+        """Fetch it."""
+        return f"{room_id} {limit}"
+
+
+def test_what_is_there_is_enough() -> None:
+    require(Owner, "limit")
+    require(Owner, "fetch", "room_id", "limit")
+    require(Owner(), "fetch", "limit")
+    require(logging, "getLogger", "name")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "parameters", "complaint"),
+    [
+        (Owner, "gone", (), "Owner.gone is not there"),
+        (Owner(), "gone", (), "Owner.gone is not there"),
+        (logging, "gone", ("name",), "logging.gone is not there"),
+        (Owner, "fetch", ("limit", "user_id", "since"), "Owner.fetch does not take user_id, since"),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    owner: object, name: str, parameters: tuple[str, ...], complaint: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        require(owner, name, *parameters)
+    for part in (complaint, str(synapse_version()), TESTED_RANGE, "homeserver.yaml"):
+        assert part in str(caught.value)
+
+
+def test_an_error_of_ours_is_logged_and_goes_no_further(caplog: pytest.LogCaptureFixture) -> None:
+    with shielded("The section is left out"):
+        raise ValueError("ours")
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert record.getMessage() == "The section is left out"
+    assert record.exc_info is not None
+
+
+@pytest.mark.parametrize("error", [CancelledError, KeyboardInterrupt, GeneratorExit])
+def test_what_ends_a_request_or_the_process_is_passed_on(error: type[BaseException]) -> None:
+    with pytest.raises(error), shielded("The section is left out"):
+        raise error
+
+
+def test_what_is_replaced_keeps_its_name() -> None:
+    class Ours(Owner):
+        """Ours."""
+
+    def ours(room_id: str, *, limit: int) -> str:
+        return "ours"
+
+    module: Any = ModuleType("where_synapse_looks")
+    module.Owner, module.fetch = Owner, Owner.fetch
+    use_instead(module, "Owner", Ours)
+    assert module.Owner is Ours
+    assert (Ours.__name__, Ours.__qualname__) == ("Owner", "Owner")
+    wrap(module, "fetch", ours, "room_id")
+    assert module.fetch("!a", limit=1) == "ours"
+    assert (module.fetch.__name__, module.fetch.__doc__) == ("fetch", "Fetch it.")
+    for replace in (use_instead, wrap):
+        with pytest.raises(ConfigError):
+            replace(module, "gone", ours)
+    with pytest.raises(ConfigError):
+        wrap(module, "fetch", ours, "user_id")
