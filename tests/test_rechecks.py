@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from harness.client import Client, JsonDict, MatrixError
+from harness.client import Client, JsonDict, MatrixError, quote
 from harness.event_format import Event
 from harness.homeserver import Homeserver
 from harness.remote import RemoteServer
@@ -344,3 +344,67 @@ def test_a_join_that_is_back_by_state_resolution(
     remote.send_event(room, carol, content, "m.room.power_levels", "", prev_events=[before])
     wait_until_joined(homeserver, room, dave.user_id)
     assert drained(connection.collect(room, sent), room) == sent
+
+
+# K1
+@pytest.mark.slow
+@pytest.mark.deployments("sqlite")
+def test_what_was_accepted_stays_so_when_it_comes_again(
+    make_homeserver: MakeHomeserver, remote: RemoteServer
+) -> None:
+    """An event that was delivered, purged, and comes again is not held for a ban since."""
+    homeserver = make_homeserver("sqlite", federation=True)
+    homeserver.start()
+    alice = homeserver.register(admin=True)
+    room, before = start_room(homeserver, alice, remote)
+    carol = remote.user_id("carol")
+    # Purging goes by depths. The event before it stays: it can be sent again.
+    accepted = remote.send_event(room, carol, prev_events=[before], depth=1, **sticky())
+    eventually(lambda: section_ids(alice, room) == [accepted.event_id], what="the event")
+    another = remote.send_event(room, carol, prev_events=[before])
+    eventually(lambda: is_stored(homeserver, another))
+    alice.ban(room, carol)
+    path = f"/_synapse/admin/v1/purge_history/{quote(room)}/{quote(before.event_id)}"
+    purge = alice.request("POST", path, json={})["purge_id"]
+    status = f"/_synapse/admin/v1/purge_history_status/{purge}"
+    eventually(lambda: alice.request("GET", status)["status"] == "complete", what="the purge")
+    assert not is_stored(homeserver, accepted)
+    remote.send(accepted)
+    eventually(lambda: is_stored(homeserver, accepted), what="the event again")
+    eventually(lambda: accepted.event_id in section_ids(alice, room), what="its delivery")
+    assert is_shown(alice, accepted)
+
+
+# K1
+@pytest.mark.slow
+@pytest.mark.deployments("sqlite")
+def test_what_synapse_accepted_stays_so_at_the_first_start(
+    make_homeserver: MakeHomeserver, remote: RemoteServer
+) -> None:
+    """What Synapse's own has delivered is not held for a ban since, however it had arrived."""
+    homeserver = make_homeserver(
+        "sqlite",
+        federation=True,
+        module=False,
+        extra_config={"experimental_features": {"msc4354_enabled": True}},
+    )
+    homeserver.start()
+    alice = homeserver.register()
+    room = remote.create_room("carol", "10")
+    carol, dave = remote.user_id("carol"), remote.user_id("dave")
+    remote.send_event(room, dave, {"membership": "join"}, "m.room.member", dave)
+    event = remote.send_event(room, dave, **sticky())
+    remote.send_event(room, carol)
+    alice.join(room, via=[remote.server_name])
+    alice.messages(room, limit=50)
+    eventually(lambda: is_stored(homeserver, event), what="the event by backfill")
+    assert event.event_id in [
+        row[0] for row in homeserver.query("SELECT event_id FROM sticky_events")
+    ]
+    ban = remote.send_event(room, carol, {"membership": "ban"}, "m.room.member", dave)
+    eventually(lambda: is_stored(homeserver, ban), what="the ban")
+    homeserver.stop()
+    homeserver.reconfigure(module=True, extra_config={})
+    homeserver.start()
+    eventually(lambda: homeserver.query(ROWS, event.event_id), what="the first start")
+    eventually(lambda: section_ids(alice, room) == [event.event_id], what="the event")

@@ -39,6 +39,9 @@ class Admission:
             return HeldReason.REFUSED
         if candidate.soft_failed:
             return HeldReason.SOFT_FAILED
+        if candidate.was_accepted:
+            # What was accepted once never becomes soft-failed again.
+            return None
         unchecked = candidate.unchecked or await self._check.has_partial_state(candidate.room_id)
         if unchecked and not await self._check.allows(candidate.event_id):
             return HeldReason.SOFT_FAILED

@@ -22,11 +22,12 @@ from synapse_sticky.config import StickyEventsConfig
 from synapse_sticky.deliverable.positions import give_positions
 from synapse_sticky.deliverable.reader import IndexReader
 from synapse_sticky.noticing.admission import Admission, HeldReason
+from synapse_sticky.noticing.first_start import settled_before
 from synapse_sticky.noticing.ranges import in_steps, pending_ranges
 from synapse_sticky.noticing.rechecks import Rechecks
 from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.bounds import Bounds
-from synapse_sticky.seams.contents import Candidate, SeenJoin
+from synapse_sticky.seams.contents import Candidate, SeenJoin, ServerInRoom
 from synapse_sticky.seams.streams import StreamBounds
 from synapse_sticky.seams.tables import SynapseTables
 from synapse_sticky.storage.rows import Admitted, HeldEvent
@@ -192,6 +193,8 @@ class Indexer:
             if progress is None:
                 await self._begin(written)
                 return
+            # Another process may have given out positions meanwhile.
+            await self._reader.refresh()
             self._rechecks.clear()
             held = await self._store.get_held(HeldReason.SOFT_FAILED.value, self._now_ts())
             await self._rechecks.watch(held)
@@ -207,7 +210,13 @@ class Indexer:
     async def _begin(self, written: Bounds) -> None:
         """The first start: what is already in the database and sticky counts too."""
         candidates = await self._tables.find_recent_candidates(self._now_ts())
-        await self._record(candidates, [], [], written, None)
+        since: dict[str, int] = {}
+        for candidate in filter(self._is_owed, candidates):
+            since.setdefault(candidate.room_id, candidate.stream_ordering)
+        servers = await self._tables.find_servers(since, get_domain_from_id)
+        servers = [s for s in servers if s.server_name != self._api.server_name]
+        joins = [server.join for server in servers if server.join is not None]
+        await self._record(candidates, joins, [], written, None, servers)
         self._advance(written)
         logger.info("Found %d unexpired sticky events in the database", len(candidates))
 
@@ -221,6 +230,13 @@ class Indexer:
         fresh = [c for c in found.candidates if not self._reader.index.knows(c.event_id)]
         joins = await self._mattering_joins(found.joins, fresh)
         released = await self._rechecks.passing(self._rechecks.affected(found.state_changes))
+        # An event that was accepted once stays so. Purged, and sent once more, it was checked
+        # once more.
+        released += [
+            _held(c)
+            for c in found.candidates
+            if c.soft_failed and not c.refused and self._reader.index.get(c.event_id) is not None
+        ]
         if (
             fresh
             or joins
@@ -261,16 +277,13 @@ class Indexer:
         released: Collection[HeldEvent],
         read: Bounds,
         last_position: int | None,
+        servers: Iterable[ServerInRoom] = (),
     ) -> None:
         items: list[Admitted | HeldEvent | SeenJoin] = []
         soft_failed: list[HeldEvent] = []
         for candidate in candidates:
             reason = await self._admission.held_reason(candidate)
-            owed = (
-                candidate.sent_out
-                and not candidate.unchecked
-                and self._api.is_mine(candidate.sender)
-            )
+            owed = self._is_owed(candidate)
             items.append(Admitted(candidate, reason.value if reason else None, owed))
             if reason is HeldReason.SOFT_FAILED:
                 soft_failed.append(_held(candidate))
@@ -279,7 +292,8 @@ class Indexer:
         items += released
         now_ts = self._now_ts()
         positioned, position = give_positions(items, last_position, now_ts)
-        await self._store.record(positioned, read, last_position, position, now_ts)
+        watermarks = settled_before(positioned, servers)
+        await self._store.record(positioned, read, last_position, position, now_ts, watermarks)
         self._last_position = position
         self._stored_events_bound = read.events
         self._rechecks.forget(released)
@@ -287,9 +301,7 @@ class Indexer:
             await self._reader.refresh()
         if released:
             logger.info(
-                "%d soft-failed sticky events are authorised by the current state now, "
-                "and are delivered",
-                len(released),
+                "%d sticky events are no longer soft-failed, and are delivered", len(released)
             )
         if soft_failed:
             # The state may have changed since Synapse looked at it, and that
@@ -299,6 +311,11 @@ class Indexer:
             if passing:
                 await self._record([], [], passing, read, self._last_position)
 
+    def _is_owed(self, candidate: Candidate) -> bool:
+        return (
+            candidate.sent_out and not candidate.unchecked and self._api.is_mine(candidate.sender)
+        )
+
     async def _clean_up(self) -> None:
         self._rechecks.expire(self._now_ts())
         deleted = await self._store.delete_expired(self._now_ts())
@@ -307,7 +324,11 @@ class Indexer:
 
 def _held(candidate: Candidate) -> HeldEvent:
     return HeldEvent(
-        candidate.event_id, candidate.room_id, candidate.stream_ordering, candidate.expires_ts
+        candidate.event_id,
+        candidate.room_id,
+        candidate.stream_ordering,
+        candidate.expires_ts,
+        HeldReason.SOFT_FAILED.value,
     )
 
 

@@ -13,8 +13,8 @@ class Candidate:
         soft_failed: Synapse has marked it so.
         refused: by a policy server or a spam checker.
         unchecked: Synapse never checked it against the room's current state.
-        sent_out: Synapse sends it to other servers if it is by a user of this one,
-            and the module was there when it was stored.
+        sent_out: Synapse sends it to other servers if it is by a user of this one.
+        was_accepted: Synapse's own implementation has delivered it to clients.
     """
 
     event_id: str
@@ -26,6 +26,7 @@ class Candidate:
     refused: bool
     unchecked: bool
     sent_out: bool
+    was_accepted: bool = False
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -42,6 +43,21 @@ class SeenJoin:
     stream_ordering: int
     instance_name: str | None
     is_new: bool = True
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class ServerInRoom:
+    """Another server in a room, and what Synapse knows of it.
+
+    Attributes:
+        join: by which it came in since some moment; None if it was there before.
+        sent_up_to: the stream ordering up to which Synapse has sent it events; 0 if none.
+    """
+
+    server_name: str
+    room_id: str
+    join: SeenJoin | None
+    sent_up_to: int
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)

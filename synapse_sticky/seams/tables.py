@@ -14,7 +14,13 @@ from synapse_sticky import stickiness
 from synapse_sticky.protocol import EVENT_KEY
 from synapse_sticky.seams.bounds import Range, Stream
 from synapse_sticky.seams.checks import misfit
-from synapse_sticky.seams.contents import Candidate, SeenJoin, StateChange, StreamContents
+from synapse_sticky.seams.contents import (
+    Candidate,
+    SeenJoin,
+    ServerInRoom,
+    StateChange,
+    StreamContents,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +29,8 @@ _COLUMNS: Final[Mapping[str, str]] = {
         "stream_id, instance_name, room_id, type, state_key, event_id, prev_event_id"
     ),
     "current_state_events": "event_id, room_id, type, state_key, membership",
+    "destination_rooms": "destination, room_id",
+    "destinations": "destination, last_successful_stream_ordering",
     "event_json": "event_id, json, internal_metadata",
     "events": (
         "event_id, room_id, sender, stream_ordering, instance_name, received_ts, "
@@ -30,6 +38,7 @@ _COLUMNS: Final[Mapping[str, str]] = {
     ),
     "ex_outlier_stream": "event_id, event_stream_ordering, instance_name",
     "room_memberships": "event_id, membership",
+    "sticky_events": "event_id, expires_at",
     "un_partial_stated_event_stream": (
         "stream_id, instance_name, event_id, rejection_status_changed"
     ),
@@ -97,7 +106,11 @@ class SynapseTables:
                 found += _find_events(txn, part, now_ts)
                 found += _find_ex_outliers(txn, part, now_ts)
                 if part.stream is Stream.EVENTS:
-                    joins += _find_joins(txn, part)
+                    joins += _find_joins(
+                        txn,
+                        f"{_in_range('d.stream_id', part)} AND {_of_writer('d', part)}",
+                        _range_arguments(part),
+                    )
                     if watched_rooms:
                         state_changes += _find_state_changes(txn, part, watched_rooms)
             candidates = _candidates(found, now_ts)
@@ -153,12 +166,34 @@ class SynapseTables:
                 f"WHERE {_COULD_BE_STICKY} ORDER BY e.stream_ordering",
                 _could_be_sticky_arguments(now_ts),
             )
-            # What was stored before the module was there was sent out without it.
-            return [attr.evolve(c, sent_out=False) for c in _candidates(txn.fetchall(), now_ts)]
+            candidates = _candidates(txn.fetchall(), now_ts)
+            txn.execute("SELECT event_id FROM sticky_events WHERE expires_at > ?", (now_ts,))
+            delivered = {event_id for (event_id,) in txn}
+            return [
+                attr.evolve(candidate, was_accepted=candidate.event_id in delivered)
+                for candidate in candidates
+            ]
 
         return await self._api.run_db_interaction(
             "sticky_find_recent_candidates", find_recent_candidates_txn
         )
+
+    async def find_servers(
+        self, since: Mapping[str, int], server_of: ServerOf
+    ) -> list[ServerInRoom]:
+        """The servers in these rooms, this one included.
+
+        Args:
+            since: for each room the stream ordering after which joins count.
+        """
+
+        def find_servers_txn(txn: LoggingTransaction) -> list[ServerInRoom]:
+            servers: list[ServerInRoom] = []
+            for room_id, stream_ordering in since.items():
+                servers += _find_servers_in_room(txn, room_id, stream_ordering, server_of)
+            return servers
+
+        return await self._api.run_db_interaction("sticky_find_servers", find_servers_txn)
 
     async def get_received_ts(self, event_id: str) -> int | None:
         """When this server received an event, in ms since the epoch."""
@@ -207,19 +242,50 @@ def _find_by(
     return txn.fetchall()
 
 
-def _find_joins(txn: LoggingTransaction, part: Range) -> list[SeenJoin]:
+def _find_joins(txn: LoggingTransaction, where: str, arguments: Sequence[object]) -> list[SeenJoin]:
     txn.execute(
         "SELECT d.state_key, d.room_id, d.stream_id, d.instance_name, "
         "e.stream_ordering >= d.stream_id FROM current_state_delta_stream AS d "
         "INNER JOIN events AS e ON e.event_id = d.event_id "
         "INNER JOIN room_memberships AS m ON m.event_id = d.event_id "
         "LEFT JOIN room_memberships AS previous ON previous.event_id = d.prev_event_id "
-        f"WHERE {_in_range('d.stream_id', part)} AND {_of_writer('d', part)} "
-        "AND d.type = 'm.room.member' AND m.membership = 'join' "
+        f"WHERE {where} AND d.type = 'm.room.member' AND m.membership = 'join' "
         "AND (previous.membership IS NULL OR previous.membership <> 'join') ORDER BY d.stream_id",
-        _range_arguments(part),
+        arguments,
     )
     return [SeenJoin(*row) for row in txn.fetchall()]
+
+
+def _find_servers_in_room(
+    txn: LoggingTransaction, room_id: str, since: int, server_of: ServerOf
+) -> list[ServerInRoom]:
+    joins = {
+        join.member: join
+        for join in _find_joins(txn, "d.room_id = ? AND d.stream_id > ?", (room_id, since))
+        # At the end of a faster join everybody seems to have joined just now.
+        if join.is_new
+    }
+    txn.execute(
+        "SELECT d.destination, d.last_successful_stream_ordering FROM destination_rooms AS r "
+        "INNER JOIN destinations AS d USING (destination) WHERE r.room_id = ?",
+        (room_id,),
+    )
+    sent_up_to = dict(txn.fetchall())
+    txn.execute(
+        "SELECT state_key FROM current_state_events "
+        "WHERE room_id = ? AND type = 'm.room.member' AND membership = 'join'",
+        (room_id,),
+    )
+    # A server has joined since if all of its users have.
+    by_server: dict[str, list[SeenJoin | None]] = {}
+    for (user_id,) in txn:
+        by_server.setdefault(server_of(user_id), []).append(joins.get(user_id))
+    servers = []
+    for server, seen in by_server.items():
+        first = min(filter(None, seen), key=lambda join: join.stream_ordering, default=None)
+        join = None if first is None or None in seen else attr.evolve(first, member=server)
+        servers.append(ServerInRoom(server, room_id, join, sent_up_to.get(server) or 0))
+    return servers
 
 
 def _find_state_changes(

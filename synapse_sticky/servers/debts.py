@@ -70,7 +70,8 @@ class Debts:
     async def all(self) -> list[Debt]:
         """Everything that any server is owed, by server and room."""
         index, now_ts = self._reader.index, self._clock.now_ts()
-        stored = Watermarks(await self._store.get_watermarks(now_ts))
+        stored = Watermarks()
+        stored.load(await self._store.get_watermarks(now_ts), index, now_ts)
         debts = []
         for room_id in list(index.rooms):
             for server_name in await self._federation.servers_in_room(room_id):

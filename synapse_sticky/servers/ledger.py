@@ -53,10 +53,17 @@ class Ledger:
         return self._watermarks is not None
 
     async def begin(self, sends_to: Callable[[str], bool]) -> None:
-        """Reads the watermarks, and takes note of what is in the index already."""
+        """Read the watermarks, and take note of the events in the index, if it has begun.
+
+        Before the first start of the process that notices events, nobody is owed anything.
+        That start stores watermarks too.
+        """
+        if not self._reader.index.position:
+            return
         rows = await self._store.get_watermarks(self._now_ts())
         index, now_ts = self._reader.index, self._now_ts()
-        self._watermarks = Watermarks(row for row in rows if sends_to(row.server_name))
+        self._watermarks = Watermarks()
+        self._watermarks.load(filter(lambda r: sends_to(r.server_name), rows), index, now_ts)
         early, self._early = self._early, []
         for server_name, room_id, event_ids in early:
             self.settle(server_name, room_id, event_ids)

@@ -32,14 +32,23 @@ class _Watermark:
 class Watermarks:
     """The watermarks of the servers that this process sends to."""
 
-    def __init__(self, rows: Iterable[WatermarkRow] = ()) -> None:
+    def __init__(self) -> None:
         self._by_room: dict[str, dict[str, _Watermark]] = {}
         # By server and room.
         self._changed: dict[tuple[str, str], None] = {}
+
+    def load(self, rows: Iterable[WatermarkRow], index: StickyIndex, now_ts: int) -> None:
+        """Take over watermarks as they are stored."""
         for row in rows:
-            self._by_room.setdefault(row.room_id, {})[row.server_name] = _Watermark(
-                row.joined_position, row.settled_position, row.expires_ts
-            )
+            watermark = _Watermark(row.joined_position, row.settled_position, row.expires_ts)
+            if row.settled_from:
+                watermark.settled_position = _NOTHING_SETTLED
+                watermark.ahead = {
+                    event.event_id: event.expires_ts
+                    for event in index.owed_after(row.room_id, row.settled_from, now_ts)
+                    if event.position <= row.settled_position
+                }
+            self._by_room.setdefault(row.room_id, {})[row.server_name] = watermark
 
     def owed(
         self, index: StickyIndex, server_name: str, room_id: str, now_ts: int

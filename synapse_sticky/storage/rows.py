@@ -9,12 +9,13 @@ from synapse_sticky.seams.contents import Candidate
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class HeldEvent:
-    """A recorded event that is held, and may become deliverable."""
+    """A recorded event that is held, for a reason that may end."""
 
     event_id: str
     room_id: str
     stream_ordering: int
     expires_ts: int
+    reason: str
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -96,6 +97,8 @@ class WatermarkRow:
             joined before that mattered.
         settled_position: up to which the server has settled everything.
         expires_ts: when everything that it has settled has expired.
+        settled_from: what lies below it is owed all the same. So at the first start, if
+            the server joined after some of the events.
     """
 
     server_name: str
@@ -103,3 +106,4 @@ class WatermarkRow:
     joined_position: int
     settled_position: int
     expires_ts: int
+    settled_from: int = 0

@@ -46,7 +46,7 @@ class StickyStore:
 
         def get_held_txn(txn: LoggingTransaction) -> list[HeldEvent]:
             txn.execute(
-                "SELECT event_id, room_id, stream_ordering, expires_ts "
+                "SELECT event_id, room_id, stream_ordering, expires_ts, held_reason "
                 "FROM synapse_sticky_events WHERE position IS NULL AND held_reason = ? "
                 "AND expires_ts > ? ORDER BY stream_ordering",
                 (reason, now_ts),
@@ -62,6 +62,7 @@ class StickyStore:
         last_position: int | None,
         position: int,
         now_ts: int,
+        watermarks: Sequence[WatermarkRow] = (),
     ) -> None:
         """Store the events and joins that were found, and how far was read, together.
 
@@ -72,6 +73,7 @@ class StickyStore:
             last_position: the last position given out before, as known here; None if
                 nothing was stored yet.
             position: the last position given out now.
+            watermarks: of servers that have some of the events.
 
         Raises:
             LostRace: if it is not what was said. Nothing is stored then.
@@ -94,7 +96,7 @@ class StickyStore:
                     )
                 )
             elif isinstance(item, HeldEvent):
-                released.append((item_position, item_position, item.event_id))
+                released.append((item_position, item_position, item.reason, item.event_id))
             else:
                 join_rows.append(
                     (
@@ -134,11 +136,11 @@ class StickyStore:
                 event_rows,
             )
             txn.execute_batch(
-                "UPDATE synapse_sticky_events SET revision = ?, position = ? "
-                "WHERE event_id = ? AND position IS NULL",
+                "UPDATE synapse_sticky_events SET revision = ?, position = ?, held_reason = ? "
+                "WHERE event_id = ?",
                 released,
             )
-            for _, _, event_id in released:
+            for *_, event_id in released:
                 unset_soft_failed(txn, event_id)
             txn.execute_batch(
                 "INSERT INTO synapse_sticky_joins "
@@ -150,6 +152,7 @@ class StickyStore:
                 "WHERE synapse_sticky_joins.stream_ordering < excluded.stream_ordering",
                 join_rows,
             )
+            _store_watermarks(txn, watermarks, now_ts)
             self._signal(txn)
 
         await self._api.run_db_interaction("sticky_record", record_txn)
@@ -163,8 +166,8 @@ class StickyStore:
 
         def get_watermarks_txn(txn: LoggingTransaction) -> list[WatermarkRow]:
             txn.execute(
-                "SELECT server_name, room_id, joined_position, settled_position, expires_ts "
-                "FROM synapse_sticky_watermarks WHERE expires_ts > ?",
+                "SELECT server_name, room_id, joined_position, settled_position, expires_ts, "
+                "settled_from FROM synapse_sticky_watermarks WHERE expires_ts > ?",
                 (now_ts,),
             )
             return [WatermarkRow(*row) for row in txn]
@@ -172,22 +175,10 @@ class StickyStore:
         return await self._api.run_db_interaction("sticky_get_watermarks", get_watermarks_txn)
 
     async def store_watermarks(self, rows: Iterable[WatermarkRow], now_ts: int) -> None:
-        """Stores watermarks. One never goes back, but with a newer join, or once it has expired."""
-
-        def store_watermarks_txn(txn: LoggingTransaction) -> None:
-            txn.execute_batch(
-                "INSERT INTO synapse_sticky_watermarks AS w "
-                "(server_name, room_id, joined_position, settled_position, expires_ts) "
-                "VALUES (?, ?, ?, ?, ?) ON CONFLICT (server_name, room_id) DO UPDATE SET "
-                "joined_position = excluded.joined_position, "
-                "settled_position = excluded.settled_position, expires_ts = excluded.expires_ts "
-                "WHERE w.joined_position < excluded.joined_position OR "
-                "(w.joined_position = excluded.joined_position "
-                "AND w.settled_position < excluded.settled_position) OR w.expires_ts <= ?",
-                [(*attr.astuple(row), now_ts) for row in rows],
-            )
-
-        await self._api.run_db_interaction("sticky_store_watermarks", store_watermarks_txn)
+        """Store watermarks. One never goes back, but with a newer join, or once it has expired."""
+        await self._api.run_db_interaction(
+            "sticky_store_watermarks", _store_watermarks, rows, now_ts
+        )
 
     async def delete_expired(self, now_ts: int) -> int:
         """Deletes what has expired and returns how many events that were."""
@@ -199,6 +190,23 @@ class StickyStore:
             return txn.rowcount
 
         return await self._api.run_db_interaction("sticky_delete_expired", delete_expired_txn)
+
+
+def _store_watermarks(txn: LoggingTransaction, rows: Iterable[WatermarkRow], now_ts: int) -> None:
+    txn.execute_batch(
+        "INSERT INTO synapse_sticky_watermarks AS w (server_name, room_id, joined_position, "
+        "settled_position, expires_ts, settled_from) "
+        "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (server_name, room_id) DO UPDATE SET "
+        "joined_position = excluded.joined_position, "
+        "settled_position = excluded.settled_position, expires_ts = excluded.expires_ts, "
+        "settled_from = excluded.settled_from "
+        "WHERE w.joined_position < excluded.joined_position "
+        "OR (w.joined_position = excluded.joined_position "
+        "AND (w.settled_position < excluded.settled_position "
+        "OR (w.settled_position = excluded.settled_position "
+        "AND w.settled_from > excluded.settled_from))) OR w.expires_ts <= ?",
+        [(*attr.astuple(row), now_ts) for row in rows],
+    )
 
 
 def read_changes(txn: Any, after: int, now_ts: int) -> Changes:

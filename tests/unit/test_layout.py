@@ -36,6 +36,7 @@ PURE = {
     "clients.since",
     "deliverable.index",
     "deliverable.positions",
+    "noticing.first_start",
     "noticing.ranges",
     "protocol",
     "seams.bounds",

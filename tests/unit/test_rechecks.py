@@ -38,7 +38,7 @@ class Check(CurrentStateCheck):
 
 def held(number: int, room_id: str = ROOMS[0], expires_ts: int = 1_000) -> HeldEvent:
     """A soft-failed event."""
-    return HeldEvent(f"${number}", room_id, number, expires_ts)
+    return HeldEvent(f"${number}", room_id, number, expires_ts, "soft_failed")
 
 
 def watching(types: Mapping[str, Iterable[tuple[str, str]]], *items: HeldEvent) -> Rechecks:

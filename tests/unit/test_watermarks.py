@@ -1,6 +1,6 @@
 """Watermarks in memory against a naive model: every event, and for whom it is settled."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import attr
 from hypothesis import given, settings
@@ -116,10 +116,15 @@ class World:
             [j for j in self.joins.values() if j.expires_ts > self.now_ts],
             self.position,
         )
-        self.watermarks = Watermarks(r for r in self.rows.values() if r.expires_ts > self.now_ts)
+        self.load(r for r in self.rows.values() if r.expires_ts > self.now_ts)
         # Only what is stored is known to be settled now.
         for pair in PAIRS:
             self.settled[pair] = self.noticed(pair[1]) - set(self.owed(*pair))
+
+    def load(self, rows: Iterable[WatermarkRow]) -> None:
+        """The watermarks are those that are stored, and nothing else."""
+        self.watermarks = Watermarks()
+        self.watermarks.load(rows, self.index, self.now_ts)
 
     def noticed(self, room_id: str) -> set[str]:
         """The noticed, unexpired events of a room that servers are owed."""
@@ -374,9 +379,9 @@ def test_a_stored_watermark_counts_from_the_newest_join() -> None:
     world.settle(*pair, ["$0"])
     (row,) = world.watermarks.take_changed(10)
     assert row.joined_position == world.joins[pair].position
-    world.watermarks = Watermarks([row])
+    world.load([row])
     assert world.owed(*pair) == ["$1"]
-    world.watermarks = Watermarks([attr.evolve(row, joined_position=row.joined_position - 1)])
+    world.load([attr.evolve(row, joined_position=row.joined_position - 1)])
     assert world.owed(*pair) == ["$0", "$1"]
 
 

@@ -1,0 +1,159 @@
+"""What was sticky before the module's first start is owed to the servers that missed it."""
+
+import time
+
+import pytest
+
+from harness.homeserver import Homeserver
+from harness.remote import RemoteServer
+from harness.wait import eventually
+from tests.federation import (
+    create_room,
+    receipts,
+    wait_until_joined,
+    wait_until_received,
+)
+from tests.support import MakeHomeserver, is_recorded, send_plain, send_sticky
+
+pytestmark = pytest.mark.slow
+
+OWN = {"experimental_features": {"msc4354_enabled": True}}
+GRACE = {"federation_grace_period": "1s"}
+
+
+def under_own(make_homeserver: MakeHomeserver, kind: str = "sqlite") -> Homeserver:
+    """A server with Synapse's own implementation, and not yet the module."""
+    homeserver = make_homeserver(
+        kind, federation=True, module=False, module_config=GRACE, extra_config=OWN
+    )
+    homeserver.start()
+    return homeserver
+
+
+def switch_to_module(homeserver: Homeserver) -> None:
+    """Stop the server, and start it with the module."""
+    homeserver.stop()
+    homeserver.reconfigure(module=True, extra_config={})
+    homeserver.start()
+
+
+def forget_tables(homeserver: Homeserver) -> None:
+    """Drop the module's tables while the server is stopped."""
+    tables = [
+        name
+        for (name,) in homeserver.query(
+            "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'synapse_sticky_%'"
+        )
+    ]
+    assert len(tables) >= 4
+    for name in tables:
+        homeserver.execute(f"DROP TABLE {name}")
+
+
+# F1, F2, F3, F5
+@pytest.mark.parametrize("kind", ["sqlite", "workers"])
+def test_owed_after_the_first_start(
+    make_homeserver: MakeHomeserver, remote: RemoteServer, kind: str
+) -> None:
+    """A server that was down, and one that joins, get what they missed; others nothing again."""
+    homeserver = under_own(make_homeserver, kind)
+    alice = homeserver.register()
+    room = create_room(alice)
+    with RemoteServer() as down, RemoteServer() as late:
+        for server, name in ((remote, "carol"), (down, "dave")):
+            user_id = server.join(homeserver, room, name)
+            wait_until_joined(homeserver, room, user_id)
+        (both,) = send_sticky(alice, room)
+        for server in (remote, down):
+            server.wait_for(both)
+        down.online = False
+        missed = send_sticky(alice, room, 3)
+        (plain,) = send_plain(alice, room, 1)
+        wait_until_received(remote, [*missed, plain])
+        # Until Synapse has noted that the one has them, and the other has not.
+        eventually(
+            lambda: (
+                homeserver.query(
+                    "SELECT 1 FROM destinations WHERE destination = ? AND retry_interval > 0",
+                    down.server_name,
+                )
+                and homeserver.query(
+                    "SELECT 1 FROM destinations INNER JOIN events ON "
+                    "last_successful_stream_ordering >= stream_ordering "
+                    "WHERE destination = ? AND event_id = ?",
+                    remote.server_name,
+                    plain,
+                )
+            ),
+            what="what Synapse notes of the servers",
+        )
+        switch_to_module(homeserver)
+        eventually(lambda: is_recorded(homeserver, missed[-1]), what="the first start")
+        late.join(homeserver, room, "erin")
+        wait_until_received(late, [both, *missed])
+        down.online = True
+        wait_until_received(down, missed)
+        (after,) = send_sticky(alice, room)
+        for server in (remote, down, late):
+            server.wait_for(after)
+        time.sleep(4)
+        assert receipts(remote, [both, *missed]) == dict.fromkeys([both, *missed], 1)
+        assert receipts(down, [both]) == {both: 1}
+
+
+# F2, F5
+def test_owed_to_those_who_joined_before_the_first_start(
+    make_homeserver: MakeHomeserver, remote: RemoteServer
+) -> None:
+    """A server gets what is from before its join, though nobody noticed that; the rest it has."""
+    homeserver = make_homeserver("sqlite", federation=True, module_config=GRACE)
+    homeserver.start()
+    alice = homeserver.register()
+    room = create_room(alice)
+    with RemoteServer() as other:
+        carol = other.join(homeserver, room, "carol")
+        wait_until_joined(homeserver, room, carol)
+        sticky = send_sticky(alice, room, 2)
+        wait_until_received(other, sticky)
+        homeserver.stop()
+        homeserver.reconfigure(module=False)
+        homeserver.start()
+        dave = remote.join(homeserver, room, "dave")
+        wait_until_joined(homeserver, room, dave)
+        # That carol has another name now does not make her server a new one.
+        other.send_event(
+            room, carol, {"membership": "join", "displayname": "C"}, "m.room.member", carol
+        )
+        (plain,) = send_plain(alice, room, 1)
+        for server in (remote, other):
+            server.wait_for(plain)
+        homeserver.stop()
+        forget_tables(homeserver)
+        homeserver.reconfigure(module=True)
+        homeserver.start()
+        wait_until_received(remote, sticky)
+        time.sleep(3)
+        assert receipts(remote, sticky) == dict.fromkeys(sticky, 1)
+        assert receipts(other, sticky) == dict.fromkeys(sticky, 1)
+
+
+# F2, F5
+def test_joined_between_what_was_sent_before(
+    make_homeserver: MakeHomeserver, remote: RemoteServer
+) -> None:
+    """Of a room's events a server is sent those from before its join, and not the others again."""
+    homeserver = under_own(make_homeserver)
+    alice = homeserver.register()
+    room = create_room(alice)
+    before = send_sticky(alice, room, 2)
+    carol = remote.join(homeserver, room, "carol")
+    wait_until_joined(homeserver, room, carol)
+    since = send_sticky(alice, room, 2)
+    wait_until_received(remote, since)
+    time.sleep(1)
+    # Some releases send it themselves.
+    had = receipts(remote, before)
+    switch_to_module(homeserver)
+    wait_until_received(remote, before, times=max(had.values(), default=0) + 1)
+    time.sleep(3)
+    assert receipts(remote, since) == dict.fromkeys(since, 1)
