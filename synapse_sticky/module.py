@@ -16,6 +16,7 @@ from synapse_sticky.hooks.token import carry_position
 from synapse_sticky.hooks.unsigned import add_remaining_time
 from synapse_sticky.hooks.visibility import (
     filter_bundled_aggregations,
+    hide_state_beside_lifted_events,
     lift_history_visibility,
     lift_history_visibility_for_servers,
 )
@@ -70,6 +71,7 @@ class StickyEventsModule:
         carry_position(hs, lambda: reader.index.position)
         add_remaining_time(api, hs, clock, reader.is_noticed, reader.expires_ts)
         lift_history_visibility(hs, reader.is_sticky)
+        hide_state_beside_lifted_events(hs)
         lift_history_visibility_for_servers(federation, reader.is_sticky)
         filter_bundled_aggregations(hs, reader.is_sticky)
         sending.install()

@@ -1,5 +1,6 @@
 """What servers that ask for events from before their join are shown."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -277,3 +278,49 @@ def test_erased_senders_stay_pruned(
     eventually(
         lambda: shown(remote, history) == on_every_endpoint(visible - of_bob), what="the erasure"
     )
+
+
+# K2, S6
+def test_what_state_replaced_stays_hidden(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """A sticky state event is shown without the content that it replaced."""
+    room_id = alice.create_room(
+        preset="public_chat",
+        room_version=VERSION,
+        power_level_content_override={"state_default": 0},
+        initial_state=[
+            {
+                "type": "m.room.history_visibility",
+                "state_key": "",
+                "content": {"history_visibility": "joined"},
+            }
+        ],
+    )
+    history = History(homeserver, room_id)
+    with RemoteServer() as third:
+        dave = third.join(homeserver, room_id, "dave")
+        secret = alice.send_state(room_id, "m.room.topic", {"topic": "secret topic"})
+        third.wait_for(secret)
+        stickiness: Any = {EVENT_KEY: {"duration_ms": HOUR_MS}}
+        sticky = third.send_event(
+            room_id, dave, {"topic": "of dave"}, "m.room.topic", "", **stickiness
+        )
+        history.sticky.add(sticky.event_id)
+        eventually(lambda: stored_or_none(homeserver, sticky.event_id))
+        remote.join(homeserver, room_id, "carol")
+        state = remote.rooms[room_id].state
+        latest = state["m.room.member", remote.user_id("carol")].event_id
+
+        def answers() -> dict[str, str]:
+            # Synapse keeps the event in memory with what it replaced, once a client read it.
+            alice.messages(room_id)
+            return {
+                name: json.dumps(request(remote, history, latest))
+                for name, request in ENDPOINTS.items()
+            }
+
+        eventually(lambda: all("of dave" in answer for answer in answers().values()))
+        for name, answer in answers().items():
+            for hidden in ("secret topic", "prev_content", "replaces_state"):
+                assert hidden not in answer, name

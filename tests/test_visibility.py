@@ -13,6 +13,7 @@ from tests.sliding import Connection, drained, no_window, subscription, until_kn
 from tests.support import (
     HOUR_MS,
     REMAINING_KEY,
+    SYNC_SECTION,
     follow_until_seen,
     ids,
     now_ms,
@@ -90,7 +91,7 @@ def events_in(answer: Any) -> Iterator[JsonDict]:
             yield answer
         for value in answer.values():
             yield from events_in(value)
-    elif isinstance(answer, list):
+    elif isinstance(answer, list | tuple):
         for value in answer:
             yield from events_in(value)
 
@@ -117,8 +118,10 @@ ENDPOINTS: dict[str, Request] = {
         event_context={"before_limit": 5, "after_limit": 5},
     ),
     "/threads": lambda client, room_id, event_id, word: client.threads(room_id),
+    # What is lifted comes in the section, so that the timeline and the state before it are as
+    # without the module.
     "/sync": lambda client, room_id, event_id, word: {
-        kind: {joined: room.get("timeline") for joined, room in rooms.items()}
+        kind: [(room.get("timeline"), room.get(SYNC_SECTION)) for room in rooms.values()]
         for kind, rooms in client.sync(
             filter={"room": {"include_leave": True, "timeline": {"limit": 30}}}
         )

@@ -3,37 +3,58 @@
 
 MSC4354: "History visibility checks MUST NOT be applied to sticky events", on
 any endpoint. All of Synapse's endpoints for clients ask one function, which
-most modules have imported by name: so it is replaced wherever it is held.
+most modules have imported by name: so it is replaced wherever it is held. Only
+the timelines of ``/sync`` stay as Synapse makes them, since the section brings
+the event anyway, and Synapse would begin the room's state at it.
 
 What other servers ask for passes another such function.
 
-What Synapse bundles with an event (its newest reply in a thread, its newest edit,
-references to it) it does not filter: who may see the event has usually seen those
-too. That is not so for an event whose visibility was lifted, so what is bundled with
-it is filtered here.
+Synapse shows more along with an event, because whoever may see the event has
+usually seen that too. For an event whose visibility was lifted it is not so:
+
+- The state of the room at that event (``/context``, and ``/messages`` and ``/search``
+  for the senders' names). Instead comes the room's current state.
+- The content that a state event replaced. It is left out.
+- The newest reply, the newest edit and the references that are bundled with it.
+  They are filtered.
 """
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence, Set
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence, Set
+from contextvars import ContextVar
+from typing import Any, Final
 
+import attr
 from synapse import visibility
 from synapse.events import EventBase
+from synapse.events import utils as events_utils
+from synapse.handlers import pagination, sliding_sync
 from synapse.server import HomeServer
 from synapse.storage.controllers import StorageControllers
 from synapse.types import get_domain_from_id
+from synapse.types.handlers.sliding_sync import SlidingSyncResult
 
+from synapse_sticky.hooks.guard import shielded, wrap
 from synapse_sticky.seams.checks import require
-from synapse_sticky.seams.events import event_of, sticky_duration_ms
+from synapse_sticky.seams.events import ClientEvent, event_of, sticky_duration_ms
 from synapse_sticky.seams.federation import Federation
 
 _FUNCTION = "filter_and_transform_events_for_client"
 _SERVER_FUNCTION = "filter_events_for_server"
 
+_UNLIFTED_MODULES: Final = ("synapse.handlers.sync",)
+"""Where Synapse's own filter stays: the section of ``/sync`` brings what is lifted."""
+
+_ABOUT_REPLACED: Final = ("prev_content", "prev_sender", "replaces_state")
+
+_NONE_LIFTED: Final[Mapping[str, str]] = {}
+_lifted: ContextVar[Mapping[str, str]] = ContextVar("sticky_lifted", default=_NONE_LIFTED)
+"""The events whose visibility was lifted in the current request, each with its room."""
+
 
 def lift_history_visibility(hs: HomeServer, is_sticky: Callable[[str], bool]) -> None:
-    """Wraps Synapse's filter.
+    """Wrap Synapse's filter for clients.
 
     Args:
         is_sticky: whether the event of this ID is deliverable and unexpired.
@@ -42,6 +63,7 @@ def lift_history_visibility(hs: HomeServer, is_sticky: Callable[[str], bool]) ->
     require(
         visibility, _FUNCTION, "storage", "user_id", "events", "is_peeking", "always_include_ids"
     )
+    require(events_utils, "clone_event", "event")
     store: Any = hs.get_datastores().main
     require(store, "get_rooms_for_user")
     require(store, "are_users_erased")
@@ -57,34 +79,125 @@ def lift_history_visibility(hs: HomeServer, is_sticky: Callable[[str], bool]) ->
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        sticky = [e for e in events if is_sticky(e.event_id) and sticky_duration_ms(e)]
-        if sticky:
-            always_include_ids |= await _may_see(user_id, sticky)
-        return await original(
-            storage, user_id, events, is_peeking, always_include_ids, *args, **kwargs
-        )
+        async def visible(events: list[EventBase], include: frozenset[str]) -> list[ClientEvent]:
+            # What Synapse decides by is the state at the events, lifted or not.
+            token = _lifted.set(_NONE_LIFTED)
+            try:
+                result: Any = await original(
+                    storage, user_id, events, is_peeking, include, *args, **kwargs
+                )
+            finally:
+                _lifted.reset(token)
+            return list(result)
 
-    async def _may_see(user_id: str, events: list[EventBase]) -> frozenset[str]:
+        result = await visible(events, always_include_ids)
+        with shielded("Cannot lift the history visibility of sticky events for a user"):
+            hidden = _hidden_sticky(events, result, is_sticky)
+            may_see = await _may_see(user_id, hidden) if hidden else []
+            if may_see:
+                include = frozenset(event.event_id for event in may_see)
+                lifted = await visible(may_see, include)
+                result = _merged(events, result, map(_without_replaced, lifted))
+                _lifted.set({**_lifted.get(), **{e.event_id: e.room_id for e in may_see}})
+        return result
+
+    async def _may_see(user_id: str, events: list[EventBase]) -> list[EventBase]:
         # Current membership counts, and the membership at the time does not.
         # Erased senders are left to Synapse's rules and its pruning, which being
         # included regardless would skip. Outliers it cannot handle.
         joined_rooms = await store.get_rooms_for_user(user_id)
         erased = await store.are_users_erased({e.sender for e in events})
-        return frozenset(
-            e.event_id
+        return [
+            e
             for e in events
             if e.room_id in joined_rooms
             and not erased.get(e.sender)
             and not e.internal_metadata.is_outlier()
-        )
+        ]
 
     _replace_everywhere(_FUNCTION, original, filter_and_transform_events_for_client)
+
+
+def hide_state_beside_lifted_events(hs: HomeServer) -> None:
+    """Keep Synapse from showing hidden state along with events whose visibility was lifted.
+
+    Where it asks for the state at such an event, it gets the room's current state. And what
+    is shown of a room's state in the same answer does not say what it replaced.
+    """
+    state: Any = hs.get_storage_controllers().state
+    for name, name_of_current in (
+        ("get_state_for_events", "get_current_state"),
+        ("get_state_ids_for_events", "get_current_state_ids"),
+    ):
+        require(state, name_of_current, "room_id", "state_filter")
+        reads = _current_if_lifted(getattr(state, name), getattr(state, name_of_current))
+        wrap(state, name, reads, "event_ids", "state_filter")
+    get_messages = _without_replaced_state(pagination.PaginationHandler.get_messages, "state")
+    require(attr.fields(pagination.GetMessagesResult), "state")
+    wrap(pagination.PaginationHandler, "get_messages", get_messages)
+    get_room = _without_replaced_state(
+        sliding_sync.SlidingSyncHandler.get_room_sync_data, "required_state"
+    )
+    require(attr.fields(SlidingSyncResult.RoomResult), "required_state")
+    wrap(sliding_sync.SlidingSyncHandler, "get_room_sync_data", get_room)
+    current_state = state.get_current_state
+
+    async def get_current_state(*args: Any, **kwargs: Any) -> Any:
+        found = await current_state(*args, **kwargs)
+        return _state_without_replaced(found) if _lifted.get() else found
+
+    wrap(state, "get_current_state", get_current_state)
+
+
+def _current_if_lifted(
+    state_at: Callable[..., Awaitable[dict[str, Any]]], current_state: Callable[..., Awaitable[Any]]
+) -> Callable[..., Awaitable[dict[str, Any]]]:
+    """Read the state at events as Synapse does, except for lifted ones."""
+
+    async def state(
+        event_ids: Collection[str], state_filter: Any = None, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        lifted = _lifted.get()
+        if not lifted:
+            return await state_at(event_ids, state_filter, *args, **kwargs)
+        others = [event_id for event_id in event_ids if event_id not in lifted]
+        result = await state_at(others, state_filter, *args, **kwargs) if others else {}
+        for event_id in set(event_ids).difference(others):
+            result[event_id] = await current_state(lifted[event_id], state_filter, *args, **kwargs)
+        return {event_id: _state_without_replaced(found) for event_id, found in result.items()}
+
+    return state
+
+
+def _without_replaced_state(
+    original: Callable[..., Awaitable[Any]], field: str
+) -> Callable[..., Awaitable[Any]]:
+    """Let a method of Synapse's return its state events without what they replaced.
+
+    For what reads the events later than their IDs.
+    """
+
+    async def method(*args: Any, **kwargs: Any) -> Any:
+        result = await original(*args, **kwargs)
+        if not _lifted.get() or not (events := getattr(result, field)):
+            return result
+        return attr.evolve(result, **{field: [_without_replaced(event) for event in events]})
+
+    return method
+
+
+def _state_without_replaced(state: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return a room's state, be it events or their IDs, without what the events replaced."""
+    return {
+        key: _without_replaced(event) if isinstance(event, EventBase) else event
+        for key, event in state.items()
+    }
 
 
 def lift_history_visibility_for_servers(
     federation: Federation, is_sticky: Callable[[str], bool]
 ) -> None:
-    """Wraps Synapse's filter of events that other servers ask for.
+    """Wrap Synapse's filter of events that other servers ask for.
 
     Args:
         is_sticky: whether the event of this ID is deliverable and unexpired.
@@ -110,11 +223,15 @@ def lift_history_visibility_for_servers(
         **kwargs: Any,
     ) -> list[EventBase]:
         result = await original(storage, target_server_name, local_server_name, events, **kwargs)
-        lifted = [e for e in events if is_sticky(e.event_id) and sticky_duration_ms(e)]
-        if lifted:
-            may_see = await _server_may_see(storage, target_server_name, local_server_name, lifted)
-            shown = {event.event_id: event for event in result} | may_see
-            result = [shown[e.event_id] for e in events if e.event_id in shown]
+        with shielded("Cannot lift the history visibility of sticky events for a server"):
+            # What is hidden is pruned by now, so not sticky any more, or left out.
+            in_full = [event for event in result if sticky_duration_ms(event)]
+            hidden = _hidden_sticky(events, in_full, is_sticky)
+            if hidden:
+                lifted = await _server_may_see(
+                    storage, target_server_name, local_server_name, hidden
+                )
+                result = _merged(events, result, map(_without_replaced, lifted))
         return result
 
     async def _server_may_see(
@@ -122,11 +239,11 @@ def lift_history_visibility_for_servers(
         server_name: str,
         local_server_name: str,
         events: list[EventBase],
-    ) -> dict[str, EventBase]:
+    ) -> list[EventBase]:
         # Erased senders are left to Synapse. Of a room with partial state it does not
         # know for sure who is in it, so it shows nobody there what others have sent.
         erased = await storage.main.are_users_erased({e.sender for e in events})
-        may_see = {}
+        may_see = []
         for event in events:
             if erased.get(event.sender):
                 continue
@@ -135,16 +252,55 @@ def lift_history_visibility_for_servers(
             ) != local_server_name and await storage.main.is_partial_state_room(event.room_id):
                 continue
             if server_name in await federation.servers_in_room(event.room_id):
-                may_see[event.event_id] = event
+                may_see.append(event)
         return may_see
 
     _replace_everywhere(_SERVER_FUNCTION, original, filter_events_for_server)
 
 
+def _hidden_sticky(
+    events: Sequence[EventBase],
+    visible: Sequence[ClientEvent],
+    is_sticky: Callable[[str], bool],
+) -> list[EventBase]:
+    """Return the sticky events that are not among the visible ones."""
+    sticky = [e for e in events if is_sticky(e.event_id) and sticky_duration_ms(e)]
+    if not sticky:
+        return sticky
+    visible_ids = {event_of(client_event).event_id for client_event in visible}
+    return [event for event in sticky if event.event_id not in visible_ids]
+
+
+def _merged(
+    events: Sequence[EventBase], visible: Sequence[ClientEvent], lifted: Iterator[ClientEvent]
+) -> list[ClientEvent]:
+    """Return the visible and the lifted ones in the order of the events."""
+    shown = {event_of(client_event).event_id: client_event for client_event in visible}
+    shown.update((event_of(client_event).event_id, client_event) for client_event in lifted)
+    return [shown[event.event_id] for event in events if event.event_id in shown]
+
+
+def _without_replaced(client_event: ClientEvent) -> ClientEvent:
+    """Return an event without what Synapse says of the state event that it replaced."""
+    event = event_of(client_event)
+    names = [name for name in _ABOUT_REPLACED if name in event.unsigned]
+    if not names:
+        return client_event
+    # The event itself is shared by all requests.
+    copy: Any = events_utils.clone_event(event)
+    for name in names:
+        del copy.unsigned[name]
+    return copy if client_event is event else attr.evolve(client_event, event=copy)
+
+
 def _replace_everywhere(name: str, original: object, replacement: object) -> None:
-    """Puts a function where most of Synapse's modules have imported it by name."""
+    """Put a function where most of Synapse's modules have imported it by name."""
     for module_name, module in list(sys.modules.items()):
-        if module_name.startswith("synapse.") and getattr(module, name, None) is original:
+        if (
+            module_name.startswith("synapse.")
+            and module_name not in _UNLIFTED_MODULES
+            and getattr(module, name, None) is original
+        ):
             setattr(module, name, replacement)
 
 
@@ -164,7 +320,8 @@ def filter_bundled_aggregations(hs: HomeServer, is_sticky: Callable[[str], bool]
             visible = await visibility.filter_and_transform_events_for_client(
                 storage, user_id, await store.get_events_as_list(event_ids)
             )
-            visible_ids = {event_of(client_event).event_id for client_event in visible}
+            # No state events: what is bundled still says what they replaced.
+            visible_ids = {e.event_id for e in map(event_of, visible) if not e.is_state()}
             bundled.update((event_id, _only(b, visible_ids)) for event_id, b in lifted.items())
         return bundled
 

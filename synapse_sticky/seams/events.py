@@ -2,7 +2,7 @@
 """Events as Synapse hands them out: read, filtered and formatted for a client."""
 
 import inspect
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, cast
 
 from synapse import visibility
@@ -50,14 +50,6 @@ def sticky_duration_ms(event: EventBase) -> int | None:
     return None if sticky is None else stickiness.effective_duration_ms(sticky)
 
 
-def unwrapped_filter() -> Callable[..., Awaitable[list[ClientEvent]]]:
-    """Synapse's visibility filter, without what ``visibility.py`` adds to it."""
-    current: Any = visibility.filter_and_transform_events_for_client
-    return cast(
-        Callable[..., Awaitable[list[ClientEvent]]], getattr(current, "__wrapped__", current)
-    )
-
-
 class EventSource:
     """Reads events for clients."""
 
@@ -95,7 +87,8 @@ class EventSource:
     ) -> list[ClientEvent]:
         """These events as this user may see them, in the given order.
 
-        The user must be joined to their rooms: history visibility is not asked.
+        Synapse's filter decides, which lifts their history visibility for users who are
+        joined, as on every endpoint (``hooks/visibility.py``).
 
         Left out is what is not sticky any more (redacted, or pruned because its
         sender was erased), was rejected or soft-failed, and what Synapse's
@@ -104,15 +97,8 @@ class EventSource:
         events = await self._store.get_events_as_list(event_ids)
         events = [event for event in events if sticky_duration_ms(event) is not None]
         erased = await self._store.are_users_erased({event.sender for event in events})
-        visible = await unwrapped_filter()(
-            self._storage,
-            user_id,
-            events,
-            always_include_ids=frozenset(
-                event.event_id
-                for event in events
-                if not erased.get(event.sender) and not event.internal_metadata.is_outlier()
-            ),
+        visible: list[Any] = await visibility.filter_and_transform_events_for_client(
+            self._storage, user_id, events
         )
         by_id = {
             event_of(client_event).event_id: client_event
