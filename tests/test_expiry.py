@@ -1,6 +1,6 @@
 """How long an event is sticky, what clients are told of it, and what ends it."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from harness.event_format import Event
 from harness.homeserver import Homeserver
 from harness.remote import RemoteServer
 from harness.wait import eventually
+from tests.remaining import assert_counts_down, expiry, find_event
 from tests.support import (
     EVENT_KEY,
     HOUR_MS,
@@ -21,7 +22,6 @@ from tests.support import (
     ids,
     is_recorded,
     now_ms,
-    remaining_ms,
     send_plain,
     sleep_until,
     sticky_in,
@@ -39,18 +39,6 @@ NO_MESSAGES = {"room": {"timeline": {"not_types": ["m.room.message"]}}}
 ALL_MESSAGES = {"room": {"timeline": {"limit": 50}}}
 
 Read = Callable[[], JsonDict]
-
-
-def _find(value: Any, event_id: str) -> Iterator[JsonDict]:
-    """Every place in an answer where an event is, however deep."""
-    if isinstance(value, dict):
-        if value.get("event_id") == event_id and "sender" in value:
-            yield value
-        for inner in value.values():
-            yield from _find(inner, event_id)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _find(inner, event_id)
 
 
 def _endpoints(client: Client, room_id: str, event_id: str, root_id: str) -> dict[str, Read]:
@@ -78,7 +66,7 @@ def _endpoints(client: Client, room_id: str, event_id: str, root_id: str) -> dic
 
 
 def _shows(read: Read, event_id: str) -> bool:
-    return any(_find(read(), event_id))
+    return any(find_event(read(), event_id))
 
 
 def _send_into_a_thread(client: Client, room_id: str, sticky_ms: int) -> tuple[str, str]:
@@ -90,27 +78,6 @@ def _send_into_a_thread(client: Client, room_id: str, sticky_ms: int) -> tuple[s
     return event_id, root_id
 
 
-def _expiry(homeserver: Homeserver, event_id: str) -> int:
-    """When an event stops being sticky, by what Synapse has stored."""
-    query = "SELECT received_ts, origin_server_ts FROM events WHERE event_id = ?"
-    ((received_ts, origin_server_ts),) = homeserver.query(query, event_id)
-    duration_ms = stored_pdu(homeserver, event_id)[EVENT_KEY]["duration_ms"]
-    return int(min(received_ts, origin_server_ts) + min(duration_ms, HOUR_MS))
-
-
-def _assert_counts_down(read: Read, event_id: str, expires_ts: int, name: str = "") -> None:
-    """The remaining time is right, to the millisecond, wherever the answer has the event."""
-    before = now_ms()
-    answer = read()
-    after = now_ms()
-    found = list(_find(answer, event_id))
-    assert found, f"{name} does not show the event"
-    for event in found:
-        remaining = remaining_ms(event)
-        assert type(remaining) is int, f"{name} does not say how long: {event}"
-        assert expires_ts - after - 1 <= remaining <= expires_ts - before, name
-
-
 # What clients are told
 
 
@@ -120,15 +87,15 @@ def test_every_endpoint_tells_the_remaining_time(
     # E1, E3
     event_id, root_id = _send_into_a_thread(alice, room, sticky_ms=60_000)
     follow_until_seen(bob, room, [event_id])
-    expires_ts = _expiry(homeserver, event_id)
+    expires_ts = expiry(homeserver, event_id)
     assert expires_ts == stored_pdu(homeserver, event_id)["origin_server_ts"] + 60_000
     for name, read in _endpoints(bob, room, event_id, root_id).items():
         # Another worker may not show it yet; what is said of it must be right at once.
         eventually(partial(_shows, read, event_id), what=name)
-        _assert_counts_down(read, event_id, expires_ts, name)
+        assert_counts_down(read, event_id, expires_ts, name)
     # Every process says the same, and counts down.
     for url in {homeserver.main_url, *homeserver.client_urls}:
-        _assert_counts_down(partial(bob.via(url).event, room, event_id), event_id, expires_ts)
+        assert_counts_down(partial(bob.via(url).event, room, event_id), event_id, expires_ts)
     # Ordinary events are told nothing.
     assert REMAINING_KEY not in bob.event(room, root_id)["unsigned"]
 
@@ -143,9 +110,9 @@ def test_no_event_is_sticky_for_more_than_an_hour(
     event = remote.send_event(room, carol, **_stickiness(duration_ms))
     follow_until_seen(alice, room, [event.event_id])
     expires_ts = event.pdu["origin_server_ts"] + HOUR_MS
-    assert _expiry(homeserver, event.event_id) == expires_ts
+    assert expiry(homeserver, event.event_id) == expires_ts
     read = partial(alice.event, room, event.event_id)
-    _assert_counts_down(read, event.event_id, expires_ts)
+    assert_counts_down(read, event.event_id, expires_ts)
     # What the sender has signed stays as it is.
     assert read()[EVENT_KEY] == {"duration_ms": duration_ms}
 
@@ -178,11 +145,11 @@ def test_the_start_is_the_earlier_of_sending_and_receiving(
     followed = follow_until_seen(alice, room, sticky, since, filter=NO_MESSAGES)
     assert followed.sticky(room) == sticky
     for event_id in sticky:
-        _assert_counts_down(
-            partial(alice.event, room, event_id), event_id, _expiry(homeserver, event_id)
+        assert_counts_down(
+            partial(alice.event, room, event_id), event_id, expiry(homeserver, event_id)
         )
-    assert _expiry(homeserver, delayed) == now + 20_000
-    assert now + 60_000 <= _expiry(homeserver, ahead) <= now_ms() + 60_000
+    assert expiry(homeserver, delayed) == now + 20_000
+    assert now + 60_000 <= expiry(homeserver, ahead) <= now_ms() + 60_000
     assert not is_recorded(homeserver, expired)
     shown = alice.event(room, expired)
     assert REMAINING_KEY not in shown["unsigned"]
@@ -249,12 +216,12 @@ def test_after_expiry_nothing_is_special(
     first = follow_until_seen(bob, room, [event_id], since, filter=NO_MESSAGES)
     # Not by accident: while it is sticky it does come in the section.
     assert first.sticky(room) == [event_id]
-    sleep_until(_expiry(homeserver, event_id))
+    sleep_until(expiry(homeserver, event_id))
     for name, read in _endpoints(bob, room, event_id, root_id).items():
         if name in ("/sync, section", "/sync, full state", "sliding sync, extension"):
-            assert not list(_find(read(), event_id)), name
+            assert not list(find_event(read(), event_id)), name
             continue
-        found = list(_find(read(), event_id))
+        found = list(find_event(read(), event_id))
         assert found, name
         for event in found:
             assert REMAINING_KEY not in event.get("unsigned", {}), name
@@ -276,7 +243,7 @@ def test_an_event_expires_between_two_pages(
     short = alice.send(room, sticky_ms=1_500)
     long = alice.send(room, sticky_ms=60_000)
     follow_until_seen(bob, room, [short, long], since, filter=NO_MESSAGES)
-    sleep_until(_expiry(homeserver, short))
+    sleep_until(expiry(homeserver, short))
     # The lost response is repeated with what is still sticky.
     followed = follow_until_seen(bob, room, [long], since, filter=NO_MESSAGES)
     assert followed.sticky(room) == [long]
@@ -296,10 +263,10 @@ def test_expired_rows_are_deleted(make_homeserver: MakeHomeserver, kind: str) ->
     bob.join(room)
     joins = "SELECT member FROM synapse_sticky_joins WHERE member = ?"
     eventually(lambda: homeserver.query(joins, bob.user_id), what="the join")
-    sleep_until(_expiry(homeserver, short) - 200)
+    sleep_until(expiry(homeserver, short) - 200)
     assert is_recorded(homeserver, short)
     eventually(lambda: not is_recorded(homeserver, short), what="the deletion")
-    assert now_ms() >= _expiry(homeserver, short)
+    assert now_ms() >= expiry(homeserver, short)
     assert is_recorded(homeserver, long)
     # Of the event itself nothing is deleted.
     assert bob.event(room, short)[EVENT_KEY] == {"duration_ms": 2_000}
@@ -326,13 +293,13 @@ def test_receipt_is_remembered_over_a_restart(
         for duration_ms in (1_000, 60_000)
     )
     follow_until_seen(alice, room, [short, event_id])
-    expires_ts = _expiry(homeserver, event_id)
+    expires_ts = expiry(homeserver, event_id)
     homeserver.restart()
-    assert _expiry(homeserver, event_id) == expires_ts < now_ms() + 60_000
+    assert expiry(homeserver, event_id) == expires_ts < now_ms() + 60_000
     for read in (partial(alice.sync, filter=NO_MESSAGES), partial(alice.event, room, event_id)):
-        _assert_counts_down(read, event_id, expires_ts)
+        assert_counts_down(read, event_id, expires_ts)
     # One that is over does not begin anew, now that nobody remembers it.
-    sleep_until(_expiry(homeserver, short))
+    sleep_until(expiry(homeserver, short))
     assert REMAINING_KEY not in alice.event(room, short)["unsigned"]
     assert ids(sticky_in(alice.sync(filter=NO_MESSAGES), room)) == [event_id]
 
@@ -378,7 +345,7 @@ def test_a_redacted_event_is_not_sticky(
     assert event["content"] == {}
     assert REMAINING_KEY not in event["unsigned"]
     assert EVENT_KEY not in event
-    _assert_counts_down(partial(bob.event, room, kept), kept, _expiry(homeserver, kept))
+    assert_counts_down(partial(bob.event, room, kept), kept, expiry(homeserver, kept))
 
 
 def test_a_user_without_power_redacts_nothing(alice: Client, bob: Client, room: str) -> None:
@@ -411,7 +378,7 @@ def test_a_redaction_that_is_not_accepted_changes_nothing(
     assert followed.sticky(room) == [event_id, last]
     event = bob.event(room, event_id)
     assert event["content"] == text("stays")
-    _assert_counts_down(partial(bob.event, room, event_id), event_id, _expiry(homeserver, event_id))
+    assert_counts_down(partial(bob.event, room, event_id), event_id, expiry(homeserver, event_id))
 
 
 @pytest.mark.parametrize("version", ["1", "11"])
@@ -445,9 +412,9 @@ def test_a_sticky_redaction_is_delivered(
     followed = follow_until_seen(bob, room, [redaction], since)
     assert followed.sticky(room) == [redaction]
     assert_once(followed, room, [redaction])
-    expires_ts = _expiry(homeserver, redaction)
+    expires_ts = expiry(homeserver, redaction)
     (event,) = [e for answer in followed.answers for e in sticky_in(answer, room)]
     assert event[EVENT_KEY] == {"duration_ms": 60_000}
     assert event["content"]["redacts"] == target
-    _assert_counts_down(partial(bob.event, room, redaction), redaction, expires_ts)
+    assert_counts_down(partial(bob.event, room, redaction), redaction, expires_ts)
     assert bob.event(room, target)["content"] == {}

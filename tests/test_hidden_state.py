@@ -13,9 +13,8 @@ from harness.event_format import Event
 from harness.homeserver import Homeserver
 from harness.remote import RemoteServer
 from harness.wait import eventually
-from tests.conftest import MakeHomeserver
 from tests.sliding import EXTENSION, until_known
-from tests.support import EVENT_KEY, HOUR_MS, follow_until_seen, ids, text, unique
+from tests.support import EVENT_KEY, HOUR_MS, MakeHomeserver, follow_until_seen, ids, text, unique
 
 HISTORY_VISIBILITY = "m.room.history_visibility"
 SECRET = "org.example.secret"
@@ -298,10 +297,13 @@ def syncs(
 ) -> Any:
     """An initial sync, or one with a gap."""
     timeline = {"limit": limit} if types is None else {"limit": limit, "types": types}
+    more: JsonDict = {}
+    if use_state_after:
+        more = {"use_state_after": "true", "org.matrix.msc4222.use_state_after": "true"}
     return client.sync(
         SINCE[client.user_id] if since else None,
         filter={"room": {"rooms": [past.room_id], "timeline": timeline, "state": _lazy(lazy)}},
-        **{"org.matrix.msc4222.use_state_after": "true" if use_state_after else None},
+        **more,
     )
 
 

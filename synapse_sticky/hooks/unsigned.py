@@ -1,22 +1,39 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Gives every sticky event its remaining time, on every endpoint that returns it."""
+"""Gives every sticky event its remaining time, on every endpoint that returns it.
+
+Synapse asks a callback for more to put into an event's ``unsigned``. It does not ask
+
+- for the redaction that it puts into what that redacted;
+- up to 1.150, where it formats events by a function of its own: in the transactions of
+  application services, for ``/state/{type}?format=event``, and for an admin's ``fetch_event``.
+
+There the time is added to the formatted event.
+"""
 
 import copy
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+from synapse.appservice import api as appservice_api
 from synapse.events import EventBase
+from synapse.http.servlet import parse_string
+from synapse.http.site import SynapseRequest
 from synapse.module_api import ModuleApi
+from synapse.rest.admin import events as admin_rest
+from synapse.rest.client import room as room_rest
 from synapse.server import HomeServer
 from synapse.types import JsonDict
 
-from synapse_sticky.hooks.guard import shielded
-from synapse_sticky.protocol import REMAINING_KEY
+from synapse_sticky import stickiness
+from synapse_sticky.hooks.guard import shielded, wrap
+from synapse_sticky.protocol import EVENT_KEY, REMAINING_KEY
 from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.events import has_stickiness, sticky_duration_ms
 
 _NOTHING: Final[JsonDict] = {}
+
+_CONSEQUENCE: Final = "Cannot tell a client how long an event remains sticky"
 
 
 def add_remaining_time(
@@ -38,20 +55,111 @@ def add_remaining_time(
         # nearly all of them fail.
         if not is_noticed(event.event_id) and not has_stickiness(event):
             return _NOTHING
-        with shielded("Cannot tell a client how long an event remains sticky"):
-            duration_ms = sticky_duration_ms(event)
-            if not duration_ms:
-                return _NOTHING
-            expiry = await expires_ts(event.event_id, duration_ms, event.origin_server_ts)
-            remaining_ms = expiry - clock.now_ts()
-            if remaining_ms > 0:
-                return {REMAINING_KEY: remaining_ms}
+        with shielded(_CONSEQUENCE):
+            return await fields(event.event_id, sticky_duration_ms(event), event.origin_server_ts)
         return _NOTHING
+
+    async def fields(event_id: str, duration_ms: int | None, origin_server_ts: int) -> JsonDict:
+        if not duration_ms:
+            return _NOTHING
+        remaining_ms = await expires_ts(event_id, duration_ms, origin_server_ts) - clock.now_ts()
+        return {REMAINING_KEY: remaining_ms} if remaining_ms > 0 else _NOTHING
+
+    async def complete(formatted: JsonDict) -> None:
+        sticky = formatted.get(EVENT_KEY)
+        if sticky is not None:
+            formatted.setdefault("unsigned", {}).update(
+                await fields(
+                    formatted["event_id"],
+                    stickiness.effective_duration_ms(sticky),
+                    formatted["origin_server_ts"],
+                )
+            )
+
+    async def complete_redaction(formatted: JsonDict) -> None:
+        because = formatted.get("unsigned", _NOTHING).get("redacted_because")
+        if because is not None:
+            with shielded(_CONSEQUENCE):
+                # One of Synapse's formats has it there as well.
+                is_on_top = formatted.get("redacted_because") == because
+                await complete(because)
+                if is_on_top:
+                    formatted["redacted_because"] = because
+
+    async def complete_all(formatted: JsonDict) -> None:
+        with shielded(_CONSEQUENCE):
+            await complete(formatted)
+        await complete_redaction(formatted)
 
     api.register_add_extra_fields_to_unsigned_client_event_callbacks(
         add_field_to_unsigned_callback=remaining
     )
     _tolerate_filters_without_unsigned(hs)
+    _on_formatted_events(hs, complete_redaction)
+    _on_events_formatted_apart(hs, complete_all)
+
+
+Complete = Callable[[JsonDict], Awaitable[None]]
+
+
+def _on_formatted_events(hs: HomeServer, complete: Complete) -> None:
+    """Call a function with each event that Synapse has formatted for a client."""
+    serializer: Any = hs.get_event_client_serializer()
+    serialize_one, serialize_many = serializer.serialize_event, serializer.serialize_events
+
+    async def serialize_event(*args: Any, **kwargs: Any) -> Any:
+        formatted = await serialize_one(*args, **kwargs)
+        await complete(formatted)
+        return formatted
+
+    async def serialize_events(*args: Any, **kwargs: Any) -> Any:
+        formatted = await serialize_many(*args, **kwargs)
+        for event in formatted:
+            await complete(event)
+        return formatted
+
+    wrap(serializer, "serialize_event", serialize_event, "event", "time_now", "config")
+    if hasattr(serializer, "create_config"):
+        # Before 1.157 it calls the other.
+        wrap(serializer, "serialize_events", serialize_events, "events", "time_now", "config")
+
+
+def _on_events_formatted_apart(hs: HomeServer, complete: Complete) -> None:
+    """Call a function with each event that Synapse formats without its serializer."""
+    if hasattr(appservice_api, "serialize_event"):
+        application_services = hs.get_application_service_api()
+        put_json = application_services.put_json
+
+        async def put_completed_json(uri: str, json_body: Any, *args: Any, **kwargs: Any) -> Any:
+            for event in json_body.get("events", ()):
+                await complete(event)
+            return await put_json(uri, json_body, *args, **kwargs)
+
+        wrap(application_services, "put_json", put_completed_json, "uri", "json_body")
+
+    if hasattr(room_rest, "serialize_event"):
+        get_state = room_rest.RoomStateEventRestServlet.on_GET
+
+        async def get_completed_state(
+            servlet: Any, request: SynapseRequest, *args: Any, **kwargs: Any
+        ) -> tuple[int, JsonDict]:
+            code, body = await get_state(servlet, request, *args, **kwargs)
+            # Otherwise it is the content of an event, whatever it looks like.
+            if parse_string(request, "format") == "event":
+                await complete(body)
+            return code, body
+
+        wrap(room_rest.RoomStateEventRestServlet, "on_GET", get_completed_state, "request")
+
+    if hasattr(admin_rest, "serialize_event"):
+        fetch_event = admin_rest.EventRestServlet.on_GET
+
+        async def fetch_completed_event(*args: Any, **kwargs: Any) -> tuple[int, JsonDict]:
+            code, body = await fetch_event(*args, **kwargs)
+            await complete(body["event"])
+            return code, body
+
+        wrap(admin_rest.EventRestServlet, "on_GET", fetch_completed_event, "request")
 
 
 def _tolerate_filters_without_unsigned(hs: HomeServer) -> None:
@@ -62,7 +170,6 @@ def _tolerate_filters_without_unsigned(hs: HomeServer) -> None:
     serializer: Any = hs.get_event_client_serializer()
     if hasattr(serializer, "create_config"):
         return
-    require(serializer, "serialize_event", "event", "time_now", "config")
     require(serializer, "_add_extra_fields_to_unsigned_client_event_callbacks")
     callbacks = serializer._add_extra_fields_to_unsigned_client_event_callbacks
     original = serializer.serialize_event
@@ -80,4 +187,4 @@ def _tolerate_filters_without_unsigned(hs: HomeServer) -> None:
                     serialized.setdefault("unsigned", {}).setdefault(name, value)
         return serialized
 
-    serializer.serialize_event = serialize_event
+    wrap(serializer, "serialize_event", serialize_event, "event", "time_now", "config")
