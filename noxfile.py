@@ -123,8 +123,8 @@ def _run_suite(session: nox.Session, synapse: str, arguments: list[str]) -> None
     _install(session, *_synapse(synapse, "postgres,redis"), *_group("test"), ".")
     # A federation has servers of different releases in it.
     peer = _python_with(session, NEWEST if synapse == OLDEST else OLDEST)
-    # Tests wait for servers most of the time.
-    in_parallel = ["-n", "2", "--dist", "loadgroup"]
+    # Tests wait for servers, or for time to pass, most of the time: more than there are cores.
+    in_parallel = ["-n", "4"]
     # In one part: pytest takes a path of its own for tests, before it knows of the option.
     options = [f"--peer-python={peer}"]
     if synapse != OLDEST:

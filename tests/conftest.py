@@ -12,6 +12,7 @@ from harness.postgres import PostgresServer
 from harness.proxy import Fault
 from harness.redis import RedisServer
 from harness.remote import RemoteServer
+from tests.scheduling import StayWithDeployment
 from tests.support import DEPLOYMENTS, GRACE_PERIOD, MakeHomeserver
 
 _LOG_POSITIONS = pytest.StashKey[dict[int, dict[str, int]]]()
@@ -61,12 +62,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("deployment", chosen, indirect=True, scope="session")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one process do all tests of a deployment, where several processes run tests."""
-    for item in items:
-        callspec: Any = getattr(item, "callspec", None)
-        if callspec is not None and "deployment" in callspec.params:
-            item.add_marker(pytest.mark.xdist_group(callspec.params["deployment"]))
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the slow tests where several processes run tests, so that all end at once."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Let each process of pytest-xdist stay with a deployment."""
+    return StayWithDeployment(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
