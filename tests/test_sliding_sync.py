@@ -872,6 +872,112 @@ def test_ignored_senders(homeserver: Homeserver, alice: Client, bob: Client, roo
     assert connection.ask().extension in (None, {})
 
 
+@pytest.mark.parametrize("keep_pos", [True, False], ids=["with pos", "pos lost"])
+def test_sender_who_is_not_ignored_any_more(
+    homeserver: Homeserver,
+    alice: Client,
+    bob: Client,
+    room: str,
+    other_room: str,
+    keep_pos: bool,
+) -> None:
+    """What was left out comes, at once and in all rooms, and nothing else does."""
+    # X8, X3, C3
+    mallory = homeserver.register()
+    for room_id in (room, other_room):
+        mallory.join(room_id)
+    bob.set_ignored_users([mallory.user_id])
+    until_ignored(bob, mallory)
+    hidden = {room_id: send_known(mallory, room_id, 3) for room_id in (room, other_room)}
+    sent = send_known(alice, room, 3)
+    connection = Connection(bob, {"all": no_window()})
+    assert drained(connection.drain(limit=2), room) == sent
+    more = send_known(alice, room)
+    bob.set_ignored_users([mallory.user_id, alice.user_id])
+    until_ignored(bob, alice)
+    assert drained(connection.drain(limit=2), room) == []
+    bob.set_ignored_users([])
+    until_ignored(bob, mallory, ignored=False)
+    if not keep_pos:
+        connection = connection.without_pos()
+    lost = [connection.peek(limit=2) for _ in range(2)]
+    answer = connection.ask(limit=2)
+    for one in (*lost, answer):
+        assert one.sticky(other_room) == hidden[other_room]
+        assert sorted(one.sticky(room)) == sorted(hidden[room] + sent + more)
+        assert one.next_batch == answer.next_batch is not None
+    assert connection.drain(limit=2) == []
+
+
+def test_sender_not_ignored_any_more_while_pages_wait(
+    homeserver: Homeserver, alice: Client, bob: Client, room: str
+) -> None:
+    """What was passed over comes at once, and what was not reached yet in its turn."""
+    # X8, X3
+    mallory = homeserver.register()
+    mallory.join(room)
+    bob.set_ignored_users([mallory.user_id])
+    until_ignored(bob, mallory)
+    event_ids = [
+        event_id
+        for _ in range(4)
+        for sender in (mallory, alice)
+        for event_id in send_known(sender, room)
+    ]
+    connection = Connection(bob)
+    assert connection.ask(limit=2).sticky(room) == [event_ids[1], event_ids[3]]
+    bob.set_ignored_users([])
+    until_ignored(bob, mallory, ignored=False)
+    pages = [answer.sticky(room) for answer in connection.drain(limit=1)]
+    passed_over = [event_ids[0], event_ids[2], event_ids[4]]
+    assert pages == [[*passed_over, event_ids[5]], [event_ids[6]], [event_ids[7]]]
+
+
+def test_sender_not_ignored_any_more_in_a_room_that_does_not_match(
+    homeserver: Homeserver, alice: Client, bob: Client, room: str, other_room: str
+) -> None:
+    """The room brings it as soon as it matches."""
+    # X8, X4
+    mallory = homeserver.register()
+    mallory.join(room)
+    bob.set_ignored_users([mallory.user_id])
+    until_ignored(bob, mallory)
+    hidden = send_known(mallory, room)
+    connection = Connection(bob, {}, {room: subscription(), other_room: subscription()})
+    assert drained(connection.drain(), room) == []
+    connection.subscriptions = {other_room: subscription()}
+    bob.set_ignored_users([])
+    until_ignored(bob, mallory, ignored=False)
+    elsewhere = send_known(alice, other_room)
+    answers = connection.drain()
+    assert drained(answers, other_room) == elsewhere
+    assert drained(answers, room) == []
+    connection.subscriptions = {room: subscription(), other_room: subscription()}
+    assert drained(connection.drain(), room) == hidden
+    assert connection.drain() == []
+
+
+def test_long_poll_wakes_for_who_is_not_ignored_any_more(
+    homeserver: Homeserver, alice: Client, bob: Client, room: str
+) -> None:
+    """Nobody has to send anything."""
+    # X8, X6
+    mallory = homeserver.register()
+    mallory.join(room)
+    bob.set_ignored_users([mallory.user_id])
+    until_ignored(bob, mallory)
+    hidden = send_known(mallory, room)
+    connection = Connection(bob, {"all": no_window()})
+    connection.drain()
+    with in_background(lambda: connection.ask(LONG_MS)) as poll:
+        assert not poll.is_over
+        bob.set_ignored_users([])
+        answer = poll.result()
+        assert poll.duration_s() < LONG_MS / 1000 / 2
+    assert answer.sticky(room) == hidden
+    assert connection.drain() == []
+
+
 def test_format_of_events(alice: Client, bob: Client, room: str) -> None:
     """Events say how long they are sticky and where, and to their sender which they are."""
     # X6, E3, C7

@@ -11,8 +11,8 @@ import attr
 from synapse.types import PersistedEventPosition
 
 from synapse_sticky.clients.page import first_due_with, next_page_end
-from synapse_sticky.clients.since import MAX_POSITION, Since
-from synapse_sticky.deliverable.index import Due, StickyEvent
+from synapse_sticky.clients.since import MAX_POSITION, Since, name_of_sender
+from synapse_sticky.deliverable.index import Due, StickyEvent, hash_of_sender
 from synapse_sticky.deliverable.reader import IndexReader
 from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.events import (
@@ -32,13 +32,14 @@ class Sections:
         by_room: visible events of each room that has any, in the order in which
             they became deliverable.
         position: what the client has read up to once it has this response.
-        shown_beyond: events beyond that position that it has all the same, from
-            the timelines of this or an earlier response.
+        names: for the client's next token: the events beyond that position that it has
+            all the same, from the timelines of this or an earlier response, and the
+            ignored senders of events up to that position.
     """
 
     by_room: Mapping[str, list[ClientEvent]]
     position: int
-    shown_beyond: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
 
 
 TimelineReaches = Callable[[str | None, int], bool]
@@ -85,6 +86,11 @@ class Delivery:
         smaller, larger = sorted((self._reader.index.rooms.keys(), rooms), key=len)
         return [room_id for room_id in smaller if room_id in larger]
 
+    def names_sender_in(self, since: Since, room_id: str) -> bool:
+        """Whether a token names somebody who has live events in this room."""
+        live = self._reader.index.in_room(room_id, self._clock.now_ts())
+        return bool(_named_senders(live, since))
+
     def rooms_due(
         self, user_id: str, rooms: Set[str], since: int, until: int = MAX_POSITION
     ) -> set[str]:
@@ -104,11 +110,12 @@ class Delivery:
         *,
         shown: Collection[ClientEvent],
         timeline_reaches: TimelineReaches,
+        account_data_position: int,
         limit: int,
-        from_start: Iterable[str] = (),
+        from_start: Set[str] = frozenset(),
         due_at_join: bool = False,
     ) -> Sections:
-        """What to hand out to a user who has read so far.
+        """Return the events to hand out to a user who has read so far.
 
         Args:
             rooms: joined rooms to look into.
@@ -117,44 +124,46 @@ class Delivery:
             timeline_reaches: whether this response's timelines go as far as to what one
                 writer has at a stream ordering. What lies beyond is left to the
                 next response: its timelines may show it.
-            limit: how many events at most. What is due from the start, or was made due by
-                a join all at once, may exceed it.
+            account_data_position: up to where the client has read Synapse's stream of
+                account data; 0 if that is not known.
+            limit: how many events at most. Events that the client's position lies
+                beyond, or that a join made due all at once, may exceed it.
             from_start: rooms whose events that the client has already are handed out too:
-                those up to ``since``, and those that ``since`` names.
+                those up to ``since``, and those that ``since`` names. So are those of rooms
+                that ``since`` names, and of senders that it names and the user does not
+                ignore any more.
             due_at_join: whether what is older than the user's join to its room
-                is due where the join lies. Else ``from_start`` must name the rooms
+                is due where the join lies. Otherwise ``from_start`` must name the rooms
                 joined since.
         """
-        index, now_ts = self._reader.index, self._clock.now_ts()
-        position = index.position
-        for join in index.joins_after(user_id, since.position) if due_at_join else ():
-            if not timeline_reaches(join.instance_name, join.stream_ordering):
-                position = join.position - 1
-                break
-        due = [
-            d
-            for d in index.due(user_id if due_at_join else None, rooms, since.position, now_ts)
-            if d.position <= position
-        ]
+        due, position = self._due(user_id if due_at_join else None, rooms, since, timeline_reaches)
+        changed = self._events.account_data_changed(user_id, account_data_position)
+        # A token may name rooms and senders, and the user may ignore others now.
+        live = self._live(rooms, rooms if changed or since.digests else from_start)
+        if not due and not live:
+            return Sections({}, max(position, since.position))
+        if changed and since.digests:
+            self._events.forget_ignored_users(user_id)
+        ignored = set(map(hash_of_sender, await self._events.ignored_users(user_id)))
         due_ids = {d.event.event_id for d in due}
         named = set(filter(since.names, due_ids))
-        behind = [
+        rooms_again = from_start | {e.room_id for e in live if since.names(e.room_id)}
+        senders_again = _named_senders(live, since) - ignored
+        again = [
             event
-            for room_id in set(from_start)
-            if room_id in rooms and room_id in index.rooms
-            for event in index.in_room(room_id, now_ts)
-            if event.event_id in named
-            or (event.position <= since.position and event.event_id not in due_ids)
+            for event in live
+            if (event.room_id in rooms_again or event.sender_hash in senders_again)
+            and (
+                event.event_id in named
+                or (event.position <= since.position and event.event_id not in due_ids)
+            )
         ]
-        if not due and not behind:
-            return Sections({}, max(position, since.position))
-        ignored = set(map(hash, await self._events.ignored_users(user_id)))
         has = {event_of(client_event).event_id for client_event in shown}
 
         def is_wanted(event: StickyEvent) -> bool:
             return event.event_id not in has and event.sender_hash not in ignored
 
-        found = await self._visible(user_id, filter(is_wanted, behind))
+        found = await self._visible(user_id, filter(is_wanted, again))
         has |= named
         wanted = [d for d in due if is_wanted(d.event)]
         pages, end = await self._pages(user_id, wanted, timeline_reaches, limit)
@@ -162,12 +171,59 @@ class Delivery:
             # Not the position of the last one handed out: what was skipped since
             # then is done with.
             position = wanted[end].position - 1
-        by_room: dict[str, list[ClientEvent]] = {}
-        positions = {event.event_id: event.position for event in (*behind, *(d.event for d in due))}
-        for client_event in sorted(found + pages, key=lambda e: positions[event_of(e).event_id]):
-            by_room.setdefault(event_of(client_event).room_id, []).append(client_event)
         beyond = {d.event.event_id for d in due if d.position > position}
-        return Sections(by_room, position, frozenset(has & beyond))
+        passed_over = {
+            event.sender_hash
+            for event in (*live, *(d.event for d in due))
+            if event.sender_hash in ignored and event.position <= position
+        }
+        names = (has & beyond).union(map(name_of_sender, passed_over))
+        return Sections(self._by_room(found + pages), position, frozenset(names))
+
+    def _due(
+        self,
+        user_id: str | None,
+        rooms: Set[str],
+        since: Since,
+        timeline_reaches: TimelineReaches,
+    ) -> tuple[list[Due], int]:
+        """Return the events due after a position, and up to which position they are.
+
+        Args:
+            user_id: as of :meth:`StickyIndex.due`.
+        """
+        index = self._reader.index
+        position = index.position
+        for join in index.joins_after(user_id, since.position) if user_id else ():
+            if not timeline_reaches(join.instance_name, join.stream_ordering):
+                position = join.position - 1
+                break
+        due = index.due(user_id, rooms, since.position, self._clock.now_ts())
+        return [d for d in due if d.position <= position], position
+
+    def _live(self, rooms: Set[str], looked_into: Set[str]) -> list[StickyEvent]:
+        """Return all live events of those of these rooms that are looked into."""
+        index, now_ts = self._reader.index, self._clock.now_ts()
+        return [
+            event
+            for room_id in self.rooms_with_events(looked_into)
+            if room_id in rooms
+            for event in index.in_room(room_id, now_ts)
+        ]
+
+    def _by_room(self, events: Iterable[ClientEvent]) -> dict[str, list[ClientEvent]]:
+        """Return events by their rooms, in the order in which they became deliverable."""
+        index = self._reader.index
+        by_room: dict[str, list[ClientEvent]] = {}
+
+        def position(client_event: ClientEvent) -> int:
+            # One that has expired and was forgotten meanwhile was among the oldest.
+            event = index.get(event_of(client_event).event_id)
+            return event.position if event else 0
+
+        for client_event in sorted(events, key=position):
+            by_room.setdefault(event_of(client_event).room_id, []).append(client_event)
+        return by_room
 
     async def _pages(
         self, user_id: str, due: Sequence[Due], timeline_reaches: TimelineReaches, limit: int
@@ -213,3 +269,11 @@ class Delivery:
             and event.origin_server_ts + duration_ms > self._clock.now_ts()
             and not self._reader.index.knows(event.event_id)
         )
+
+
+def _named_senders(events: Iterable[StickyEvent], since: Since) -> set[int]:
+    """Return the hashes of those senders of these events whom a token names."""
+    if not since.digests:
+        return set()
+    senders = {event.sender_hash for event in events}
+    return {sender for sender in senders if since.names(name_of_sender(sender))}

@@ -6,14 +6,16 @@ It is one number: in `/sync` in a slot of Synapse's own stream token (see
 the only form of ``since`` that a Synapse without this module accepts too, so that
 removing the module locks nobody out.
 
-The number is the position, nearly always. Two things a position cannot say, and for
-those the bits above it name rooms or events, by digests:
+The number is the position, nearly always. Three things a position cannot say, and for
+those the bits above it name rooms, senders or events, by digests:
 
 - An event that a response has shown in a timeline, although more than one page of
   older ones was waiting: once its turn comes, the client has it already.
 - A room with sticky events that the user is joined to and no list or subscription of
   a Sliding Sync request matched: its events lie behind the position but were never
   delivered. They are due as soon as a request matches the room.
+- A sender with live sticky events whom the user ignores: those events lie behind the
+  position too. They are due as soon as the user does not ignore the sender any more.
 
 That needs no storage, works on any worker, survives a lost ``pos``, and a repeated
 request gets the same answer.
@@ -33,7 +35,7 @@ _CHECKSUM_BITS: Final = 16
 _DIGEST_BITS: Final = 32
 
 MAX_NAMES: Final = 400
-"""How many rooms and events a token names at most: Synapse reads no longer numbers."""
+"""How many names a token has at most: Synapse reads no longer numbers."""
 
 MAX_NAMES_IN_ADDRESS: Final = 64
 """The same for a token that clients put into addresses."""
@@ -52,8 +54,8 @@ class Since:
     """How far a client has read.
 
     Attributes:
-        position: it has everything up to here, but for the rooms named.
-        digests: of the rooms and events named.
+        position: it has everything up to here, but for the rooms and senders named.
+        digests: of the rooms, senders and events named.
     """
 
     position: int
@@ -61,14 +63,15 @@ class Since:
 
     @classmethod
     def create(cls, position: int, names: Iterable[str], most: int = MAX_NAMES) -> "Since":
-        """This position, and these room IDs and event IDs.
+        """Return this position with these room IDs, names of senders, and event IDs.
 
-        If they are too many it names rooms first. An event that is not named is
-        delivered twice. Of a room that is not named, what it has now is not
-        delivered if it is matched later: a client that is in so many rooms with
-        sticky events, and matches none of them, wants none.
+        If they are too many it names rooms first, then senders. An event that is not
+        named is delivered twice. The events that a room or a sender has now are not
+        delivered if that is not named and the room is matched, or the sender not ignored
+        any more, later: a client that is in so many rooms with sticky events, and matches
+        none of them, wants none.
         """
-        # Room IDs sort before event IDs.
+        # Room IDs sort before names of senders, and those before event IDs.
         return cls(position, frozenset(map(_digest, sorted(names)[:most])))
 
     @classmethod
@@ -117,7 +120,7 @@ class Since:
         return f"sticky_{self.number}"
 
     def names(self, name: str) -> bool:
-        """Whether this room or event is named."""
+        """Whether this room, sender or event is named."""
         return bool(self.digests) and _digest(name) in self.digests
 
     @property
@@ -127,7 +130,12 @@ class Since:
         return int.from_bytes(digest, "big")
 
 
+def name_of_sender(sender_hash: int) -> str:
+    """Return the name that a token gives to the sender of this hash."""
+    return f"#{sender_hash}"
+
+
 def _digest(name: str) -> int:
-    """32 bits, never 0, that stand for a room ID or an event ID."""
+    """Return 32 bits, never 0, that stand for a name."""
     digest = hashlib.blake2b(name.encode(), digest_size=_DIGEST_BITS // 8).digest()
     return int.from_bytes(digest, "big") or 1

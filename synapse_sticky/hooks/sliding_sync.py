@@ -29,7 +29,7 @@ from synapse.types.handlers.sliding_sync import SlidingSyncResult
 from synapse_sticky.clients.delivery import Delivery
 from synapse_sticky.clients.since import Since
 from synapse_sticky.hooks.classes import use_instead
-from synapse_sticky.hooks.token import timelines_up_to, with_since
+from synapse_sticky.hooks.token import account_data_position, timelines_up_to, with_since
 from synapse_sticky.protocol import MAX_EVENTS, SLIDING_SYNC_EXTENSION
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.events import ClientEvent, EventSource
@@ -182,7 +182,7 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
         if request is None or request.interested_rooms is None:
             return result
         extensions = await self._answer(
-            sync_config.user.to_string(), request, request.interested_rooms, result
+            sync_config.user.to_string(), request, request.interested_rooms, from_token, result
         )
         return attr.evolve(result, extensions=extensions)
 
@@ -191,6 +191,7 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
         user_id: str,
         request: StickyRequest,
         interested: room_lists.SlidingSyncInterestedRooms,
+        from_token: Any,
         result: SlidingSyncResult,
     ) -> StickyExtensions:
         shown = [event for room in result.rooms.values() for event in room.timeline_events or ()]
@@ -198,7 +199,6 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
         since = await self._delivery.resolve_since(request.since or Since(0))
         rooms = MatchedJoinedRooms(interested)
         await self._wait_for_joins(user_id, rooms, since)
-        left_behind = self._delivery.rooms_with_events(rooms) if since.digests else []
         # Clients drop the events of rooms that they do not know yet.
         initial = {room_id for room_id, room in result.rooms.items() if room.initial}
         sections = await self._delivery.sections(
@@ -207,12 +207,13 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
             since,
             shown=shown,
             timeline_reaches=timelines_up_to(result.next_pos.stream_token),
+            account_data_position=account_data_position(from_token and from_token.stream_token),
             limit=request.limit,
-            from_start=initial.union(filter(since.names, left_behind)),
+            from_start=initial,
             due_at_join=True,
         )
         unmatched = self._unmatched(user_id, interested, since, sections.position)
-        next_batch = Since.create(sections.position, sections.shown_beyond | unmatched)
+        next_batch = Since.create(sections.position, sections.names | unmatched)
         return StickyExtensions.create(
             result.extensions,
             sections.by_room,
@@ -258,7 +259,12 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
             if room_id not in interested.all_rooms and _is_joined(interested, room_id)
         }
         passed_over = self._delivery.rooms_due(user_id, rooms, since.position, position)
-        return passed_over | set(filter(since.names, rooms))
+        return passed_over | {
+            room_id
+            for room_id in rooms
+            # Its sender may not be ignored any more once the room matches again.
+            if since.names(room_id) or self._delivery.names_sender_in(since, room_id)
+        }
 
 
 class MatchedJoinedRooms(Set[str]):

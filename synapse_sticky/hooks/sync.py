@@ -21,7 +21,7 @@ from synapse.types import JsonDict
 from synapse_sticky.clients.delivery import Delivery
 from synapse_sticky.clients.since import MAX_NAMES_IN_ADDRESS, Since
 from synapse_sticky.hooks.classes import use_instead
-from synapse_sticky.hooks.token import since_of, timelines_up_to, with_since
+from synapse_sticky.hooks.token import account_data_position, since_of, timelines_up_to, with_since
 from synapse_sticky.protocol import SYNC_SECTION
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.events import ClientEvent, EventSource
@@ -103,13 +103,14 @@ class StickySyncHandler(sync.SyncHandler):
             since,
             shown=shown,
             timeline_reaches=timelines_up_to(builder.now_token),
+            account_data_position=account_data_position(builder.since_token),
             limit=self._sticky_limit,
             from_start=newly_joined,
         )
         await self._put_into_rooms(builder, sections.by_room)
         # Never the position from when the sync began, which others may have
         # moved on since then.
-        since = Since.create(sections.position, sections.shown_beyond, most=MAX_NAMES_IN_ADDRESS)
+        since = Since.create(sections.position, sections.names, most=MAX_NAMES_IN_ADDRESS)
         builder.now_token = with_since(builder.now_token, since)
 
     async def _put_into_rooms(

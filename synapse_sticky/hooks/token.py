@@ -24,6 +24,7 @@ def carry_position(hs: HomeServer, position: Callable[[], int]) -> None:
     event_sources = hs.get_event_sources()
     require(event_sources, "get_current_token")
     require(StreamToken, "groups_key")
+    require(StreamToken, "account_data_key")
     original = event_sources.get_current_token
 
     def get_current_token() -> StreamToken:
@@ -40,6 +41,11 @@ def carry_position(hs: HomeServer, position: Callable[[], int]) -> None:
 def since_of(token: StreamToken | None) -> Since:
     """Return how far the client has read, from a stream token; nothing without a token."""
     return Since.from_number(token.groups_key) if token else Since(0)
+
+
+def account_data_position(token: StreamToken | None) -> int:
+    """Return how far a token has read Synapse's stream of account data; 0 without a token."""
+    return token.account_data_key if token else 0
 
 
 def timelines_up_to(token: StreamToken) -> Callable[[str | None, int], bool]:

@@ -60,6 +60,10 @@ class EventSource:
         require(self._store, "_invalidate_local_get_event_cache", "event_id")
         for method in ("get_event", "get_events_as_list", "ignored_users", "are_users_erased"):
             require(self._store, method)
+        require(self._store.ignored_users, "invalidate")
+        require(self._store, "_account_data_stream_cache")
+        self._account_data_changes = self._store._account_data_stream_cache
+        require(self._account_data_changes, "has_entity_changed", "entity", "stream_pos")
         require(self._serializer, "serialize_events", "events", "time_now", "config")
         self._clock = clock
 
@@ -72,6 +76,23 @@ class EventSource:
         """The senders whom a user does not want to hear."""
         ignored: frozenset[str] = await self._store.ignored_users(user_id)
         return ignored
+
+    def forget_ignored_users(self, user_id: str) -> None:
+        """Make this process read again whom a user ignores.
+
+        In a process that does not write account data a change of it may be known before
+        the news that what is cached of it is out of date.
+        """
+        self._store.ignored_users.invalidate((user_id,))
+
+    def account_data_changed(self, user_id: str, position: int) -> bool:
+        """Whether any account data of a user may have changed since. Costs no query.
+
+        Args:
+            position: in Synapse's stream of account data.
+        """
+        changed: bool = self._account_data_changes.has_entity_changed(user_id, position)
+        return changed
 
     async def is_real_join(self, event_id: str) -> bool:
         """Whether a join does not just replace another join of the same user."""

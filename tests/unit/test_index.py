@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synapse_sticky.clients.page import first_due_with, next_page_end
-from synapse_sticky.deliverable.index import Due, StickyEvent, StickyIndex
+from synapse_sticky.deliverable.index import Due, StickyEvent, StickyIndex, hash_of_sender
 from synapse_sticky.protocol import MAX_EVENTS
 from synapse_sticky.storage.rows import EventChange, JoinChange
 
@@ -432,3 +432,9 @@ def test_memory_does_not_grow_with_what_was() -> None:
     assert len(index) <= 3_500
     # Its lists are cleared now and then only, so not every minute is like the other.
     assert max(sizes[27], sizes[28], sizes[29]) < 1.3 * max(sizes[10], sizes[11], sizes[12])
+
+
+def test_hashes_of_senders_are_the_same_in_every_process() -> None:
+    # X8: a token that one process writes may be read by another
+    assert hash_of_sender("@user:example.org") == 4_103_850_528_808_804_283
+    assert len({hash_of_sender(f"@{number}:example.org") for number in range(5_000)}) == 5_000

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from synapse_sticky.clients.since import MAX_POSITION, Since
+from synapse_sticky.clients.since import MAX_POSITION, Since, name_of_sender
 
 EXTENSION = "org.matrix.msc4354.sticky_events"
 
@@ -58,6 +58,20 @@ def test_more_rooms_than_a_token_holds(position: int, rooms: set[str]) -> None:
     assert sum(map(read.names, rooms)) == 64
     # A browser may put it into a header or an address one day.
     assert len(str(since)) < 700
+
+
+def test_rooms_are_named_first_then_senders() -> None:
+    # X4, X8: to lose the name of an event only means that it comes twice
+    names = ["$event", name_of_sender(5), "!room:example.org", "$other", name_of_sender(2**64 - 1)]
+    kept = [
+        {name for name in names if Since.create(1, names, most=most).names(name)}
+        for most in range(6)
+    ]
+    rooms, senders = {names[2]}, {names[1], names[4]}
+    assert kept[1] == rooms
+    assert kept[3] == rooms | senders
+    assert kept[5] == set(names)
+    assert [len(some) for some in kept] == [0, 1, 2, 3, 4, 5]
 
 
 def test_the_largest_token_can_be_read_again() -> None:
