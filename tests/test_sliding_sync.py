@@ -573,6 +573,22 @@ def test_unmatched_rooms_are_remembered_over_many_answers(
         assert {r for answer in answers for r in answer.sections} == {room_id}
 
 
+def test_request_that_matches_nothing(alice: Client, bob: Client, room: str) -> None:
+    """A client without lists and subscriptions yet is not taken to have read anything."""
+    # X4
+    first = send_known(alice, room)
+    connection = Connection(bob, {})
+    for _ in range(2):
+        assert connection.ask().extension in (None, {})
+    connection.lists = {"all": no_window()}
+    assert drained(connection.drain(), room) == first
+    connection.lists = {}
+    second = send_known(alice, room)
+    assert connection.ask().extension in (None, {})
+    connection.lists = {"all": no_window()}
+    assert drained(connection.drain(), room) == second
+
+
 def test_room_that_matches_again(alice: Client, bob: Client, room: str, other_room: str) -> None:
     """What was delivered before a room was out of sight is not delivered again."""
     # X4, C3

@@ -179,7 +179,13 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
     ) -> SlidingSyncResult:
         result = await super().current_sync_for_user(sync_config, to_token, from_token)
         request = _current_request.get()
-        if request is None or request.interested_rooms is None:
+        if (
+            request is None
+            or request.interested_rooms is None
+            # Without lists and subscriptions Synapse does not say which rooms there are:
+            # to move on would lose the events of those that a later request matches.
+            or not request.interested_rooms.room_membership_for_user_map
+        ):
             return result
         extensions = await self._answer(
             sync_config.user.to_string(), request, request.interested_rooms, from_token, result
