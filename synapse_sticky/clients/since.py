@@ -2,9 +2,14 @@
 """What clients hold to say how far they have read. Arithmetic only.
 
 It is one number: in `/sync` in a slot of Synapse's own stream token (see
-``hooks/token.py``), in the Sliding Sync extension (MSC4480) as ``sticky_<number>``,
-the only form of ``since`` that a Synapse without this module accepts too, so that
-removing the module locks nobody out.
+``hooks/token.py``), in the Sliding Sync extension (MSC4480) as a ``since`` that a
+Synapse without this module accepts too, so that removing the module locks nobody out:
+
+- ``sticky_<number>``, which has the right form for Synapse's own extension. If that is
+  switched on it refuses the number, as one from the future, again and again.
+- ``sticky_m0~<id>.<number>~<id>.1``, from 1.163 on PostgreSQL: Synapse's own reads a
+  position for each writer of events there, and of two for the same writer the last. So
+  what it reads is 1, and it hands out all that it has: it counts from 2.
 
 The number is the position, nearly always. Three things a position cannot say, and for
 those the bits above it name rooms, senders or events, by digests:
@@ -44,6 +49,8 @@ _SINCE = re.compile(r"sticky_([0-9]{1,4000})")
 # What Synapse's own implementation hands out on several writers. Its numbers
 # count from 1 and say nothing about our positions.
 _FOREIGN_SINCE = re.compile(r"sticky_m[0-9]+(~[0-9]+\.[0-9]+)*")
+# Ours in that form. Synapse's own never names a writer twice.
+_SINCE_OF_WRITER = re.compile(r"sticky_m0~([0-9]{1,20})\.([0-9]{1,4000})~\1\.1")
 
 MAX_POSITION: Final = (1 << _POSITION_BITS) - 1
 """No position is ever larger: they are milliseconds since the epoch."""
@@ -110,14 +117,23 @@ class Since:
         if isinstance(text, str):
             if match := _SINCE.fullmatch(text):
                 return cls.from_number(int(match.group(1)))
+            if match := _SINCE_OF_WRITER.fullmatch(text):
+                return cls.from_number(int(match.group(2)))
             if _FOREIGN_SINCE.fullmatch(text):
                 return cls(0)
         raise ValueError(
             f"since of the extension {SLIDING_SYNC_EXTENSION} must be a next_batch of the same"
         )
 
-    def __str__(self) -> str:
-        return f"sticky_{self.number}"
+    def to_text(self, writer_id: int | None) -> str:
+        """Return the `since` of a Sliding Sync client.
+
+        Args:
+            writer_id: of any writer that Synapse knows, if it reads positions of writers.
+        """
+        if writer_id is None:
+            return f"sticky_{self.number}"
+        return f"sticky_m0~{writer_id}.{self.number}~{writer_id}.1"
 
     def names(self, name: str) -> bool:
         """Whether this room, sender or event is named."""

@@ -33,6 +33,7 @@ from synapse_sticky.hooks.token import account_data_position, timelines_up_to, w
 from synapse_sticky.protocol import MAX_EVENTS, SLIDING_SYNC_EXTENSION
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.events import ClientEvent, EventSource
+from synapse_sticky.seams.own import OwnTokens
 
 
 @attr.s(slots=True, auto_attribs=True)
@@ -313,6 +314,7 @@ class StickySlidingSyncServlet(sync_rest.SlidingSyncRestServlet):
 
     def __init__(self, hs: HomeServer, *, source: EventSource) -> None:
         super().__init__(hs)
+        self._own_tokens = OwnTokens(hs)
         self._sticky_events = source
 
     async def on_POST(self, request: SynapseRequest) -> tuple[int, JsonDict]:
@@ -348,7 +350,9 @@ class StickySlidingSyncServlet(sync_rest.SlidingSyncRestServlet):
                 for room_id, events in extensions.sticky_by_room.items()
             }
         if extensions.sticky_next_batch is not None:
-            answer["next_batch"] = str(extensions.sticky_next_batch)
+            answer["next_batch"] = extensions.sticky_next_batch.to_text(
+                await self._own_tokens.writer_id()
+            )
         return answer
 
 

@@ -2,12 +2,18 @@
 """Synapse's own sticky events, which are off where the module is."""
 
 import logging
+from typing import Any, Final
 
 from synapse.server import HomeServer
+from synapse.storage.engines import PostgresEngine
+from synapse.types.rest import client as rest_types
 
 from synapse_sticky.seams.checks import require
 
 logger = logging.getLogger(__name__)
+
+# Any will do that Synapse knows, or can be told of without harm.
+_WRITER: Final = "master"
 
 
 def take_the_place_of_synapses_own(hs: HomeServer) -> None:
@@ -31,3 +37,28 @@ def take_the_place_of_synapses_own(hs: HomeServer) -> None:
             "`msc4354_enabled: true` in `experimental_features` switches on. They are back "
             "as soon as synapse_sticky is removed from `modules`."
         )
+
+
+class OwnTokens:
+    """The tokens of Synapse's own Sliding Sync extension, which clients may give to either."""
+
+    def __init__(self, hs: HomeServer) -> None:
+        self._store: Any = hs.get_datastores().main
+        # Before 1.156 there are no such tokens, before 1.163 they are plain numbers. With SQLite
+        # there is one writer, and Synapse has no table of them.
+        token: Any = getattr(rest_types, "SlidingSyncStickyEventsToken", None)
+        self._name_writers = (
+            token is not None
+            and token.PATTERN.match("sticky_m0~1.2") is not None
+            and isinstance(self._store.database_engine, PostgresEngine)
+        )
+        if self._name_writers:
+            require(self._store, "get_id_for_instance")
+
+    async def writer_id(self) -> int | None:
+        """Return the number of a writer of events; None if tokens do not name any."""
+        if not self._name_writers:
+            return None
+        # Synapse remembers it.
+        number: int = await self._store.get_id_for_instance(_WRITER)
+        return number
