@@ -13,6 +13,7 @@ from tests.federation import (
     wait_until_joined,
     wait_until_received,
 )
+from tests.sliding import BEGINNING, Connection, drained, subscription
 from tests.support import MakeHomeserver, is_recorded, send_plain, send_sticky
 
 pytestmark = pytest.mark.slow
@@ -31,9 +32,9 @@ def under_own(make_homeserver: MakeHomeserver, kind: str = "sqlite") -> Homeserv
 
 
 def switch_to_module(homeserver: Homeserver) -> None:
-    """Stop the server, and start it with the module."""
+    """Stop the server, and start it with the module beside Synapse's own implementation."""
     homeserver.stop()
-    homeserver.reconfigure(module=True, extra_config={})
+    homeserver.reconfigure(module=True)
     homeserver.start()
 
 
@@ -157,3 +158,24 @@ def test_joined_between_what_was_sent_before(
     wait_until_received(remote, before, times=max(had.values(), default=0) + 1)
     time.sleep(3)
     assert receipts(remote, since) == dict.fromkeys(since, 1)
+
+
+# X4
+def test_nobody_waits_for_joins_from_before(make_homeserver: MakeHomeserver) -> None:
+    """Who joined before the first start gets what is from before the join, and no slow answers."""
+    homeserver = under_own(make_homeserver)
+    alice, bob = homeserver.register(), homeserver.register()
+    room = create_room(alice)
+    sent = send_sticky(alice, room, 2)
+    bob.join(room)
+    switch_to_module(homeserver)
+    connection = Connection(bob, {}, {room: subscription(timeline_limit=1)})
+    assert drained(connection.collect(room, sent), room) == sent
+    times = []
+    for _ in range(5):
+        send_plain(alice, room, 1)
+        connection.since = BEGINNING
+        began = time.monotonic()
+        connection.ask()
+        times.append(time.monotonic() - began)
+    assert sorted(times)[2] < 0.25, times
