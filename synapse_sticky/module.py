@@ -81,10 +81,17 @@ class StickyEventsModule:
         extremities.install(hs)
         reader.start(config)
 
+        bounds = StreamBounds(hs)
         ledger: Ledger | None = None
         looper: Looper | None = None
         if federation.sends:
-            ledger = Ledger(clock, store, reader, config.federation_grace_period_ms)
+            ledger = Ledger(
+                clock,
+                store,
+                reader,
+                config.federation_grace_period_ms,
+                bounds.current().events,
+            )
             looper = Looper(api, clock, reader, federation, ledger, config)
             looper.start(config)
             outgoing.follow_queues(
@@ -100,7 +107,7 @@ class StickyEventsModule:
                 clock,
                 store,
                 tables,
-                StreamBounds(hs),
+                bounds,
                 Admission(check),
                 Rechecks(check),
                 reader,

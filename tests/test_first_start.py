@@ -38,6 +38,20 @@ def switch_to_module(homeserver: Homeserver) -> None:
     homeserver.start()
 
 
+def wait_until_sent(homeserver: Homeserver, server: RemoteServer, event_id: str) -> None:
+    """Wait until Synapse has noted that it has sent an event to a server."""
+    eventually(
+        lambda: homeserver.query(
+            "SELECT 1 FROM destinations INNER JOIN events ON "
+            "last_successful_stream_ordering >= stream_ordering "
+            "WHERE destination = ? AND event_id = ?",
+            server.server_name,
+            event_id,
+        ),
+        what="what Synapse notes of the server",
+    )
+
+
 def forget_tables(homeserver: Homeserver) -> None:
     """Drop the module's tables while the server is stopped."""
     tables = [
@@ -71,23 +85,7 @@ def test_owed_after_the_first_start(
         missed = send_sticky(alice, room, 3)
         (plain,) = send_plain(alice, room, 1)
         wait_until_received(remote, [*missed, plain])
-        # Until Synapse has noted that the one has them, and the other has not.
-        eventually(
-            lambda: (
-                homeserver.query(
-                    "SELECT 1 FROM destinations WHERE destination = ? AND retry_interval > 0",
-                    down.server_name,
-                )
-                and homeserver.query(
-                    "SELECT 1 FROM destinations INNER JOIN events ON "
-                    "last_successful_stream_ordering >= stream_ordering "
-                    "WHERE destination = ? AND event_id = ?",
-                    remote.server_name,
-                    plain,
-                )
-            ),
-            what="what Synapse notes of the servers",
-        )
+        wait_until_sent(homeserver, remote, plain)
         switch_to_module(homeserver)
         eventually(lambda: is_recorded(homeserver, missed[-1]), what="the first start")
         late.join(homeserver, room, "erin")
@@ -158,6 +156,51 @@ def test_joined_between_what_was_sent_before(
     wait_until_received(remote, before, times=max(had.values(), default=0) + 1)
     time.sleep(3)
     assert receipts(remote, since) == dict.fromkeys(since, 1)
+
+
+# F1, F2, F3, F5
+@pytest.mark.parametrize("kind", ["sqlite", "workers"])
+def test_owed_after_the_module_was_away(
+    make_homeserver: MakeHomeserver, remote: RemoteServer, kind: str
+) -> None:
+    """Of what Synapse's own sent meanwhile a server is owed what it missed, and nothing again."""
+    homeserver = make_homeserver(kind, federation=True, module_config=GRACE)
+    homeserver.start()
+    alice = homeserver.register()
+    room = create_room(alice)
+    with RemoteServer() as down, RemoteServer() as late:
+        for server, name in ((remote, "carol"), (down, "dave")):
+            user_id = server.join(homeserver, room, name)
+            wait_until_joined(homeserver, room, user_id)
+        (both,) = send_sticky(alice, room)
+        for server in (remote, down):
+            server.wait_for(both)
+        # The watermarks are stored every few seconds.
+        eventually(
+            lambda: homeserver.query("SELECT count(*) FROM synapse_sticky_watermarks") == [(2,)]
+        )
+        homeserver.stop()
+        homeserver.reconfigure(module=False, extra_config=OWN)
+        homeserver.start()
+        down.online = False
+        missed = send_sticky(alice, room, 3)
+        wait_until_received(remote, missed)
+        erin = late.join(homeserver, room, "erin")
+        wait_until_joined(homeserver, room, erin)
+        (plain,) = send_plain(alice, room, 1)
+        for server in (remote, late):
+            server.wait_for(plain)
+        wait_until_sent(homeserver, remote, plain)
+        # Some releases send it themselves.
+        had = receipts(late, [both, *missed])
+        switch_to_module(homeserver)
+        eventually(lambda: is_recorded(homeserver, missed[-1]), what="the start")
+        wait_until_received(late, [both, *missed], times=max(had.values(), default=0) + 1)
+        down.online = True
+        wait_until_received(down, missed)
+        time.sleep(4)
+        assert receipts(remote, [both, *missed]) == dict.fromkeys([both, *missed], 1)
+        assert receipts(down, [both]) == {both: 1}
 
 
 # X4

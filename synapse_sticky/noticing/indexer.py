@@ -11,7 +11,7 @@ same time. Then whoever stores first wins, and the other looks again.
 """
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 import attr
@@ -21,8 +21,8 @@ from synapse.types import get_domain_from_id
 from synapse_sticky.config import StickyEventsConfig
 from synapse_sticky.deliverable.positions import give_positions
 from synapse_sticky.deliverable.reader import IndexReader
+from synapse_sticky.noticing.absence import settled_before
 from synapse_sticky.noticing.admission import Admission, HeldReason
-from synapse_sticky.noticing.first_start import settled_before
 from synapse_sticky.noticing.ranges import in_steps, pending_ranges
 from synapse_sticky.noticing.rechecks import Rechecks
 from synapse_sticky.seams.background import Clock
@@ -30,7 +30,7 @@ from synapse_sticky.seams.bounds import Bounds
 from synapse_sticky.seams.contents import Candidate, SeenJoin, ServerInRoom
 from synapse_sticky.seams.streams import StreamBounds
 from synapse_sticky.seams.tables import SynapseTables
-from synapse_sticky.storage.rows import Admitted, HeldEvent
+from synapse_sticky.storage.rows import Admitted, HeldEvent, WatermarkRow
 from synapse_sticky.storage.store import LostRace, StickyStore
 
 logger = logging.getLogger(__name__)
@@ -75,6 +75,7 @@ class Indexer:
         self._last_run_ts = 0
         self._scheduled = False
         self._ordinary: set[int] | None = None
+        self._has_caught_up = False
 
     def start(self, config: StickyEventsConfig) -> None:
         """Begins to follow the streams."""
@@ -192,6 +193,7 @@ class Indexer:
             progress = await self._store.get_progress()
             if progress is None:
                 await self._begin(written)
+                self._has_caught_up = True
                 return
             # Another process may have given out positions meanwhile.
             await self._reader.refresh()
@@ -206,15 +208,12 @@ class Indexer:
                 await self._record([], [], passing, self._read, self._last_position)
         for bounds in in_steps(self._read, written, _STEP):
             await self._read_up_to(bounds)
+        self._has_caught_up = True
 
     async def _begin(self, written: Bounds) -> None:
         """The first start: what is already in the database and sticky counts too."""
         candidates = await self._tables.find_recent_candidates(self._now_ts())
-        since: dict[str, int] = {}
-        for candidate in filter(self._is_owed, candidates):
-            since.setdefault(candidate.room_id, candidate.stream_ordering)
-        servers = await self._tables.find_servers(since, get_domain_from_id)
-        servers = [s for s in servers if s.server_name != self._api.server_name]
+        servers = await self._servers_in_rooms_of(candidates)
         joins = [server.join for server in servers if server.join is not None]
         await self._record(candidates, joins, [], written, None, servers)
         self._advance(written)
@@ -245,7 +244,9 @@ class Indexer:
             or found.has_others
             or bounds.events - self._stored_events_bound >= _STEP
         ):
-            await self._record(fresh, joins, released, bounds, self._last_position)
+            # Synapse has sent these while the module was away.
+            servers = [] if self._has_caught_up else await self._servers_in_rooms_of(fresh)
+            await self._record(fresh, joins, released, bounds, self._last_position, servers)
         self._advance(bounds)
 
     async def _mattering_joins(
@@ -277,7 +278,7 @@ class Indexer:
         released: Collection[HeldEvent],
         read: Bounds,
         last_position: int | None,
-        servers: Iterable[ServerInRoom] = (),
+        servers: Collection[ServerInRoom] = (),
     ) -> None:
         items: list[Admitted | HeldEvent | SeenJoin] = []
         soft_failed: list[HeldEvent] = []
@@ -292,7 +293,7 @@ class Indexer:
         items += released
         now_ts = self._now_ts()
         positioned, position = give_positions(items, last_position, now_ts)
-        watermarks = settled_before(positioned, servers)
+        watermarks = await self._settled_before(positioned, servers)
         await self._store.record(positioned, read, last_position, position, now_ts, watermarks)
         self._last_position = position
         self._stored_events_bound = read.events
@@ -310,6 +311,42 @@ class Indexer:
             passing = await self._rechecks.passing(soft_failed)
             if passing:
                 await self._record([], [], passing, read, self._last_position)
+
+    async def _servers_in_rooms_of(self, candidates: Iterable[Candidate]) -> list[ServerInRoom]:
+        """The other servers in the rooms of events that servers are owed."""
+        since: dict[str, int] = {}
+        for candidate in sorted(candidates, key=lambda c: c.stream_ordering):
+            if self._is_owed(candidate):
+                since.setdefault(candidate.room_id, candidate.stream_ordering)
+        servers = await self._tables.find_servers(since, get_domain_from_id) if since else []
+        return [server for server in servers if server.server_name != self._api.server_name]
+
+    async def _settled_before(
+        self,
+        items: Sequence[tuple[int, Admitted | HeldEvent | SeenJoin]],
+        servers: Collection[ServerInRoom],
+    ) -> list[WatermarkRow]:
+        if not servers:
+            return []
+        index, now_ts = self._reader.index, self._now_ts()
+        rows = {(r.server_name, r.room_id): r for r in await self._store.get_watermarks(now_ts)}
+
+        def joined_if_settled(server_name: str, room_id: str) -> int | None:
+            join, row = index.join(server_name, room_id), rows.get((server_name, room_id))
+            joined_position = join.position if join is not None else 0
+            *_, newest = [None, *index.owed_after(room_id, 0, now_ts)]
+            if newest is None:
+                return joined_position
+            if (
+                row is None
+                or row.joined_position < joined_position
+                or row.settled_position < newest.position
+                or row.settled_from
+            ):
+                return None
+            return row.joined_position
+
+        return settled_before(items, servers, joined_if_settled)
 
     def _is_owed(self, candidate: Candidate) -> bool:
         return (

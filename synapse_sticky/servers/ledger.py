@@ -28,11 +28,23 @@ _LAG_LOOK_MS: Final = 1_000
 
 
 class Ledger:
-    """Who has settled what, and which events are still left to Synapse's own queue."""
+    """Who has settled what, and which events are still left to Synapse's own queue.
+
+    Args:
+        started_at: the stream ordering of the newest event when this process started.
+
+    """
 
     def __init__(
-        self, clock: Clock, store: StickyStore, reader: IndexReader, grace_period_ms: int
+        self,
+        clock: Clock,
+        store: StickyStore,
+        reader: IndexReader,
+        grace_period_ms: int,
+        started_at: int,
     ) -> None:
+        self._started_at = started_at
+        self._is_outdated = False
         self._store = store
         self._reader = reader
         self._now_ts = clock.now_ts
@@ -53,13 +65,7 @@ class Ledger:
         return self._watermarks is not None
 
     async def begin(self, sends_to: Callable[[str], bool]) -> None:
-        """Read the watermarks, and take note of the events in the index, if it has begun.
-
-        Before the first start of the process that notices events, nobody is owed anything.
-        That start stores watermarks too.
-        """
-        if not self._reader.index.position:
-            return
+        """Read the watermarks, and take note of the events in the index."""
         rows = await self._store.get_watermarks(self._now_ts())
         index, now_ts = self._reader.index, self._now_ts()
         self._watermarks = Watermarks()
@@ -72,6 +78,18 @@ class Ledger:
                 if event.event_id not in self._fresh:
                     # Synapse's queues have forgotten what was in them.
                     self._leave_to_synapse(event.event_id, room_id, now_ts)
+
+    async def reload(self, sends_to: Callable[[str], bool]) -> None:
+        """Read the watermarks again if events from before this process were noticed since.
+
+        The indexer has stored with them which servers have them already.
+        """
+        if self._watermarks is None or not self._is_outdated:
+            return
+        rows = await self._store.get_watermarks(self._now_ts())
+        self._is_outdated = False
+        index, now_ts = self._reader.index, self._now_ts()
+        self._watermarks.load(filter(lambda r: sends_to(r.server_name), rows), index, now_ts)
 
     # What is owed.
 
@@ -155,6 +173,7 @@ class Ledger:
         """The index has taken over this event."""
         if not change.owed or change.position is None:
             return
+        self._is_outdated |= change.stream_ordering <= self._started_at
         # A position is the time at which it was given, unless clocks went back.
         until_ts = min(change.position, self._now_ts()) + self._grace_period_ms
         self._leave_to_synapse(change.event_id, change.room_id, until_ts)

@@ -254,6 +254,7 @@ class Looper:
         try:
             if not self._ledger.has_begun:
                 await self._ledger.begin(self._federation.sends_to)
+            await self._ledger.reload(self._federation.sends_to)
             if self._ledger.has_grace_period_ended:
                 synapse_at = await self._federation.queued_up_to()
                 self._rooms_to_look_into |= self._ledger.end_grace_periods(synapse_at)

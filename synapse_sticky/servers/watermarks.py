@@ -38,17 +38,23 @@ class Watermarks:
         self._changed: dict[tuple[str, str], None] = {}
 
     def load(self, rows: Iterable[WatermarkRow], index: StickyIndex, now_ts: int) -> None:
-        """Take over watermarks as they are stored."""
+        """Take over watermarks as they are stored, where they say more than is known."""
         for row in rows:
-            watermark = _Watermark(row.joined_position, row.settled_position, row.expires_ts)
-            if row.settled_from:
-                watermark.settled_position = _NOTHING_SETTLED
-                watermark.ahead = {
-                    event.event_id: event.expires_ts
-                    for event in index.owed_after(row.room_id, row.settled_from, now_ts)
+            in_room = self._by_room.setdefault(row.room_id, {})
+            known = in_room.get(row.server_name)
+            if known is None or known.joined_position < row.joined_position:
+                settled = _NOTHING_SETTLED if row.settled_from else row.settled_position
+                known = _Watermark(row.joined_position, settled, row.expires_ts)
+                in_room[row.server_name] = known
+            if known.joined_position == row.joined_position:
+                known.ahead.update(
+                    (event.event_id, event.expires_ts)
+                    for event in index.owed_after(
+                        row.room_id, max(row.settled_from, known.settled_position), now_ts
+                    )
                     if event.position <= row.settled_position
-                }
-            self._by_room.setdefault(row.room_id, {})[row.server_name] = watermark
+                )
+                self._advance(index, row.server_name, row.room_id, known, now_ts)
 
     def owed(
         self, index: StickyIndex, server_name: str, room_id: str, now_ts: int

@@ -36,7 +36,7 @@ PURE = {
     "clients.since",
     "deliverable.index",
     "deliverable.positions",
-    "noticing.first_start",
+    "noticing.absence",
     "noticing.ranges",
     "protocol",
     "seams.bounds",

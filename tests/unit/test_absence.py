@@ -1,4 +1,4 @@
-"""Who is owed what from before the first start, against what was sent to whom."""
+"""Who is owed what was sent while the module was away, against what was sent to whom."""
 
 import attr
 from hypothesis import given
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from synapse_sticky.deliverable.index import StickyIndex
 from synapse_sticky.deliverable.positions import give_positions
-from synapse_sticky.noticing.first_start import settled_before
+from synapse_sticky.noticing.absence import settled_before
 from synapse_sticky.seams.contents import Candidate, SeenJoin, ServerInRoom
 from synapse_sticky.servers.watermarks import Watermarks
 from synapse_sticky.storage.rows import Admitted, EventChange, JoinChange, WatermarkRow
@@ -19,7 +19,7 @@ SERVERS = ["one.example.org", "two.example.org"]
 
 @attr.s(auto_attribs=True, frozen=True)
 class Sent:
-    """An event from before, at an even place of the stream."""
+    """An event from then, at an even place of the stream."""
 
     room_id: str
     place: int
@@ -51,10 +51,15 @@ class Server:
     sent_up_to: int
 
 
+def place(sent: Sent) -> int:
+    """Where in the stream an event lies."""
+    return sent.place
+
+
 places = st.integers(0, 12)
 events = st.lists(
     st.builds(Sent, st.sampled_from(ROOMS), places, st.booleans(), st.booleans()),
-    unique_by=lambda sent: sent.place,
+    unique_by=place,
 )
 servers = st.dictionaries(
     st.tuples(st.sampled_from(SERVERS), st.sampled_from(ROOMS)),
@@ -101,7 +106,7 @@ def world(
         ],
         last,
     )
-    return settled_before(positioned, in_rooms), index
+    return settled_before(positioned, in_rooms, lambda server_name, room_id: 0), index
 
 
 @given(events, servers)
@@ -116,7 +121,7 @@ def test_owed_is_what_was_not_sent(
         owed = [e.event_id for e in watermarks.owed(index, server_name, room_id, NOW_TS)]
         assert owed == [
             event.admitted.candidate.event_id
-            for event in sorted(sent, key=lambda event: event.place)
+            for event in sorted(sent, key=place)
             if event.room_id == room_id
             and event.owed
             and not event.held
@@ -125,6 +130,18 @@ def test_owed_is_what_was_not_sent(
                 or (server.joined is not None and 2 * event.place < server.joined)
             )
         ]
+
+
+@given(events, servers, st.sampled_from(list(SERVERS)))
+def test_who_is_owed_earlier_events_is_owed_all(
+    sent: list[Sent], present: dict[tuple[str, str], Server], debtor: str
+) -> None:
+    # F3: a watermark cannot say that something below it is owed, and nothing is lost
+    in_rooms = [ServerInRoom(*key, None, server.sent_up_to) for key, server in present.items()]
+    positioned, _ = give_positions([e.admitted for e in sorted(sent, key=place)], None, NOW_TS)
+    rows = settled_before(positioned, in_rooms, lambda name, room: None if name == debtor else 7)
+    assert debtor not in {row.server_name for row in rows}
+    assert {(row.joined_position, row.settled_from) for row in rows} <= {(7, 0)}
 
 
 @given(events, servers, st.integers(0, 5))
