@@ -10,7 +10,7 @@ import secrets
 import signal
 import sqlite3
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ class Homeserver:
     `python` is an interpreter that has another Synapse. With `proxied` other servers reach this
     one through `proxy`, which can be told to misbehave. With `own_flag` Synapse's own sticky
     events are switched on as long as the module is there, which then takes their place.
+    `lacking` names workers whose own configuration leaves the module out.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Homeserver:
         module_config: Mapping[str, Any] | None = None,
         extra_config: Mapping[str, Any] | None = None,
         own_flag: bool = False,
+        lacking: Collection[str] = (),
         federation: bool = False,
         proxied: bool = False,
         python: str = sys.executable,
@@ -91,6 +93,7 @@ class Homeserver:
         self._module_config: Mapping[str, Any] = module_config or {}
         self._extra_config: Mapping[str, Any] = extra_config or {}
         self._own_flag = own_flag
+        self._lacking = lacking
         self._registration_secret = secrets.token_hex(16)
         self._python = python
         self._prepared = False
@@ -420,6 +423,7 @@ class Homeserver:
             "replication" if name in PERSISTERS else "client" if name in READERS else "health"
         )
         return {
+            **({"modules": []} if name in self._lacking else {}),
             "worker_app": "synapse.app.generic_worker",
             "worker_name": name,
             "worker_log_config": str(self.directory / "log.yaml"),

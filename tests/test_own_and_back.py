@@ -7,6 +7,7 @@ import synapse.types.rest.client as rest_types
 from synapse.handlers.sync import JoinedSyncResult
 
 from harness.client import Client, MatrixError
+from harness.homeserver import PERSISTERS, READERS
 from harness.wait import eventually
 from tests.sliding import Connection, subscription
 from tests.support import (
@@ -45,6 +46,12 @@ class Reader:
             name: Connection(self.client, {}, {self.room_id: subscription(timeline_limit=limit)})
             for name, limit in (("sliding timeline", 50), ("sliding section", 0))
         }
+
+    def use(self, client: Client) -> None:
+        """Read by another process from now on."""
+        self.client = client
+        for connection in self.connections.values():
+            connection.client = client
 
     def go_on(self) -> dict[str, set[str]]:
         """Read on in all ways, once, and return what came."""
@@ -140,3 +147,47 @@ def test_clients_go_on_in_both_directions(make_homeserver: MakeHomeserver, kind:
     sticky += before + after
     unread = sticky if OWN_HAS_EXTENSION else sticky[-8:]
     reader.read(before + after + plain, sticky, unread)
+
+
+def test_workers_that_lack_the_module(make_homeserver: MakeHomeserver) -> None:
+    """They have Synapse's own instead. No error, and nothing lost: it may come more than once."""
+    # C1, C9, O4
+    lacking = (READERS[1], PERSISTERS[1])
+    homeserver = make_homeserver("workers", own_flag=True, lacking=lacking)
+    homeserver.start()
+    alice, bob = homeserver.register(), homeserver.register()
+    with_module, without = (bob.via(url) for url in homeserver.client_urls)
+    written_by: set[str] = set()
+    # As many rooms as it takes until both have written one.
+    while written_by != set(PERSISTERS):
+        room = alice.create_room(preset="public_chat")
+        bob.join(room)
+        sticky, plain = send_sticky(alice, room, 2), send_plain(alice, room, 2)
+        query = "SELECT instance_name FROM events WHERE event_id = ?"
+        written_by.update(name for (name,) in homeserver.query(query, plain[0]))
+        until_seen(with_module, room, sticky + plain)
+        until_seen(without, room, plain)
+        reader = Reader(bob, room)
+        timeline: list[str] = []
+        sections: dict[str, set[str]] = {"section": set(), "sliding section": set()}
+        for client in (with_module, without, with_module, without, with_module):
+            reader.use(client)
+            came = reader.go_on()
+            timeline += came["timeline"]
+            if client is with_module:
+                sections = {name: sections[name] | came[name] for name in sections}
+        assert set(timeline) >= {*sticky, *plain}
+        assert all(timeline.count(name) == 1 for name in plain)
+        assert all(events >= set(sticky) for events in sections.values())
+    assert homeserver.problems_since({}) == ""
+
+
+def until_seen(client: Client, room_id: str, event_ids: list[str]) -> None:
+    """Wait until the process that answers this client has these."""
+
+    def seen() -> bool:
+        answer = client.sync(filter=ALL)
+        found = {*ids(sticky_in(answer, room_id)), *ids(timeline_in(answer, room_id))}
+        return found >= set(event_ids)
+
+    eventually(seen, what="the events")
