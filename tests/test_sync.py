@@ -813,6 +813,34 @@ def test_the_next_answer_after_ignoring(make_homeserver: MakeHomeserver) -> None
     assert all_sticky_in(bob.sync(answer["next_batch"], **arguments)) == []
 
 
+def test_long_polls_wake_for_who_is_not_ignored_any_more(
+    homeserver: Homeserver, alice: Client, bob: Client, room: str
+) -> None:
+    # X8, C6: even if the answer has nothing else, and whichever process is told first
+    mallory = homeserver.register()
+    mallory.join(room)
+    hidden = send_sticky(mallory, room)
+    arguments: dict[str, Any] = {
+        "filter": {**NO_MESSAGES, "account_data": {"not_types": ["*"]}},
+    }
+    for url in homeserver.client_urls * 3:
+        reader = bob.via(url)
+        bob.set_ignored_users([mallory.user_id])
+        until_ignored(bob, mallory)
+        sent = send_sticky(alice, room)
+        token = follow_until_seen(reader, room, sent, **arguments).next_batch
+        with ThreadPoolExecutor(1) as pool:
+            poll = pool.submit(reader.sync, token, timeout_ms=30_000, **arguments)
+            time.sleep(0.5)
+            assert not poll.done()
+            started = time.monotonic()
+            bob.set_ignored_users([])
+            answer = poll.result()
+            assert time.monotonic() - started < 10
+        assert ids(sticky_in(answer, room)) == hidden
+        assert all_sticky_in(reader.sync(answer["next_batch"], **arguments)) == []
+
+
 def test_who_left_does_not_get_what_was_left_out(
     homeserver: Homeserver, alice: Client, bob: Client, room: str
 ) -> None:

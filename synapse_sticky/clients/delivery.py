@@ -137,13 +137,11 @@ class Delivery:
                 joined since.
         """
         due, position = self._due(user_id if due_at_join else None, rooms, since, timeline_reaches)
-        changed = self._events.account_data_changed(user_id, account_data_position)
         # A token may name rooms and senders, and the user may ignore others now.
+        changed = self._events.account_data_changed(user_id, account_data_position)
         live = self._live(rooms, rooms if changed or since.digests else from_start)
         if not due and not live:
             return Sections({}, max(position, since.position))
-        if changed and since.digests:
-            self._events.forget_ignored_users(user_id)
         ignored = set(map(hash_of_sender, await self._events.ignored_users(user_id)))
         due_ids = {d.event.event_id for d in due}
         named = set(filter(since.names, due_ids))

@@ -60,7 +60,6 @@ class EventSource:
         require(self._store, "_invalidate_local_get_event_cache", "event_id")
         for method in ("get_event", "get_events_as_list", "ignored_users", "are_users_erased"):
             require(self._store, method)
-        require(self._store.ignored_users, "invalidate")
         require(self._store, "_account_data_stream_cache")
         self._account_data_changes = self._store._account_data_stream_cache
         require(self._account_data_changes, "has_entity_changed", "entity", "stream_pos")
@@ -76,14 +75,6 @@ class EventSource:
         """The senders whom a user does not want to hear."""
         ignored: frozenset[str] = await self._store.ignored_users(user_id)
         return ignored
-
-    def forget_ignored_users(self, user_id: str) -> None:
-        """Make this process read again whom a user ignores.
-
-        In a process that does not write account data a change of it may be known before
-        the news that what is cached of it is out of date.
-        """
-        self._store.ignored_users.invalidate((user_id,))
 
     def account_data_changed(self, user_id: str, position: int) -> bool:
         """Whether any account data of a user may have changed since. Costs no query.
