@@ -13,8 +13,8 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 PAGE = TESTS.parent / "docs" / "conformance.md"
 
-_COMMENT = re.compile(r"\s*# ((?:[A-Z]\d+)(?:, [A-Z]\d+)*)(?=$|[\s:;,.(])")
-_HEADING = re.compile(r"^\*\*([A-Z]\d+)\*\* ", re.MULTILINE)
+_COMMENT = re.compile(r"\s*# ((?:[A-Z]\d+[a-z]?)(?:, [A-Z]\d+[a-z]?)*)(?=$|[\s:;,.(])")
+_HEADING = re.compile(r"^\*\*([A-Z]\d+[a-z]?)\*\* ", re.MULTILINE)
 _LIST = re.compile(r"^- `(tests/[^`]+)`: (.+)$")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -9,8 +10,9 @@ from typing import Any
 
 from harness.client import Client, JsonDict, MatrixError
 from harness.event_format import Event
-from harness.homeserver import Homeserver
+from harness.homeserver import MODULE, Homeserver
 from harness.wait import eventually
+from tests import saboteurs
 
 # As on the wire. Spelled out once more on purpose: the tests are to notice if the package's
 # own list of names changes.
@@ -220,6 +222,19 @@ def quiet_token(client: Client) -> str:
             rooms.append(answer.get("rooms", {}))
         if token == before and not any(rooms):
             return token
+
+
+# Servers that are not as they should be
+
+
+def sabotage(homeserver: Homeserver, name: str, config: JsonDict | None = None) -> None:
+    """Let a saboteur do its work whenever this homeserver starts."""
+    shutil.copy(saboteurs.__file__, homeserver.directory / "saboteurs.py")
+    modules: list[JsonDict] = [
+        {"module": f"saboteurs.{name}", "config": config or {}},
+        {"module": MODULE, "config": {}},
+    ]
+    homeserver.reconfigure(extra_config={"modules": modules})
 
 
 # Sending and waiting

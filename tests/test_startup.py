@@ -1,7 +1,6 @@
 """What the module does when Synapse starts: refuse, create and upgrade its tables, catch up."""
 
 import importlib.metadata
-import shutil
 import threading
 from importlib.resources import files
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import Any
 import pytest
 
 from harness.client import JsonDict
-from harness.homeserver import MODULE, Homeserver
+from harness.homeserver import MODULE
 from harness.postgres import PostgresServer
 from harness.remote import RemoteServer
 from harness.wait import eventually
-from tests import saboteurs
 from tests.sliding import Connection, drained
 from tests.support import (
     HOUR_MS,
@@ -28,6 +26,7 @@ from tests.support import (
     now_ms,
     our_tables,
     remaining_ms,
+    sabotage,
     send_plain,
     send_sticky,
     sticky_in,
@@ -37,16 +36,6 @@ from tests.support import (
 pytestmark = pytest.mark.slow
 
 SYNAPSE_VERSION = importlib.metadata.version("matrix-synapse")
-
-
-def sabotage(homeserver: Homeserver, name: str, config: JsonDict | None = None) -> None:
-    """Let a saboteur do its work whenever this homeserver starts."""
-    shutil.copy(saboteurs.__file__, homeserver.directory / "saboteurs.py")
-    modules: list[JsonDict] = [
-        {"module": f"saboteurs.{name}", "config": config or {}},
-        {"module": MODULE, "config": {}},
-    ]
-    homeserver.reconfigure(extra_config={"modules": modules})
 
 
 # Mistakes
