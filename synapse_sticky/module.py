@@ -11,6 +11,7 @@ from synapse_sticky.deliverable.index import StickyIndex
 from synapse_sticky.deliverable.reader import IndexReader, load_index
 from synapse_sticky.hooks import extremities, outgoing, sending, sliding_sync, sync
 from synapse_sticky.hooks.classes import check_servlets
+from synapse_sticky.hooks.guard import Retries
 from synapse_sticky.hooks.notifier import on_new_events, on_stream_change
 from synapse_sticky.hooks.token import carry_position
 from synapse_sticky.hooks.unsigned import add_remaining_time
@@ -63,7 +64,8 @@ class StickyEventsModule:
         source = EventSource(hs, clock)
         index = _prepare_tables(MigrationConnection(hs), clock.now_ts())
         broadcast = Broadcast(hs, clock)
-        reader = IndexReader(api, store, tables, source, clock, broadcast, Waker(hs), index)
+        waker = Waker(hs)
+        reader = IndexReader(api, store, tables, source, clock, broadcast, waker, index)
         signal.subscribe(reader.on_signal)
         delivery = Delivery(clock, reader, source)
         federation = Federation(hs, clock)
@@ -75,8 +77,9 @@ class StickyEventsModule:
         lift_history_visibility_for_servers(federation, reader.is_sticky)
         filter_bundled_aggregations(hs, reader.is_sticky)
         sending.install()
-        sync.install(delivery, source, config.max_events_per_sync)
-        sliding_sync.install(delivery, source)
+        retries = Retries(clock, waker)
+        sync.install(delivery, source, retries, config.max_events_per_sync)
+        sliding_sync.install(delivery, source, retries)
         check_servlets()
         extremities.install(hs)
         reader.start(config)

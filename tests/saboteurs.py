@@ -4,7 +4,10 @@ Name them before it in `modules`. Each does its work when its configuration is p
 after Synapse itself was imported, and before the module named next is.
 """
 
+import functools
+import importlib
 import importlib.metadata
+from pathlib import Path
 from typing import Any
 
 
@@ -158,3 +161,37 @@ class UnknownServlet(_Saboteur):
         RoomOtherRestServlet.__module__ = room.__name__
         module: Any = room
         module.RoomOtherRestServlet = RoomOtherRestServlet
+
+
+class Unreliable(_Saboteur):
+    """Functions of the module fail, or take their time, for as long as a file names them.
+
+    The configuration has a directory, and the functions, as `module:class.method`. A file in the
+    directory that is named like a method makes it fail; `slow_` and its name keeps it from coming
+    to its end. Meanwhile there is another file, `in_` and its name.
+    """
+
+    @staticmethod
+    def parse_config(config: dict[str, Any]) -> None:
+        directory = Path(config["directory"])
+        for function in config["functions"]:
+            module_name, _, path = function.partition(":")
+            class_name, _, name = path.partition(".")
+            owner = getattr(importlib.import_module(module_name), class_name)
+            setattr(owner, name, _unreliable(getattr(owner, name), name, directory))
+
+
+def _unreliable(original: Any, name: str, directory: Path) -> Any:
+    from synapse.logging.context import make_deferred_yieldable
+    from twisted.internet import reactor, task
+
+    @functools.wraps(original)
+    async def unreliable(*args: Any, **kwargs: Any) -> Any:
+        if (directory / name).exists():
+            raise RuntimeError(f"{name} is sabotaged")
+        while (directory / f"slow_{name}").exists():
+            (directory / f"in_{name}").touch()
+            await make_deferred_yieldable(task.deferLater(reactor, 0.05))
+        return await original(*args, **kwargs)
+
+    return unreliable

@@ -28,7 +28,7 @@ request gets the same answer.
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 import attr
@@ -80,6 +80,16 @@ class Since:
         """
         # Room IDs sort before names of senders, and those before event IDs.
         return cls(position, frozenset(map(_digest, sorted(names)[:most])))
+
+    def with_names(self, names: Collection[str], most: int = MAX_NAMES_IN_ADDRESS) -> "Since":
+        """Return the same position, at which these room IDs are named too.
+
+        If they are too many it is the beginning: then everything is delivered again.
+        """
+        if not names:
+            return self
+        digests = self.digests.union(map(_digest, names))
+        return Since(self.position, digests) if len(digests) <= most else Since(0)
 
     @classmethod
     def from_number(cls, number: int) -> "Since":

@@ -7,24 +7,35 @@ these, and Synapse's own part outside of them: Synapse's errors stay Synapse's.
 """
 
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import update_wrapper
-from typing import Any
+from typing import Any, Final
 
 from synapse.logging.context import make_deferred_yieldable
 from synapse.server import HomeServer
 from synapse.util.async_helpers import stop_cancellation, timeout_deferred
 from twisted.internet import defer
 
+from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.checks import require
+from synapse_sticky.seams.streams import Waker
 
 logger = logging.getLogger(__name__)
+
+RETRY_MS: Final = 5_000
+"""When a long-poll is answered again whose response lacks its sticky events."""
+
+_PAUSE_MS: Final = 1_000
+_LOG_INTERVAL_S: Final = 60
 
 
 @contextmanager
 def shielded(consequence: str) -> Iterator[None]:
     """Log an error of our part, and go on after it.
+
+    The same failure again is logged once a minute at most: every client may meet with it.
 
     Args:
         consequence: what the error leads to, for the log.
@@ -35,7 +46,40 @@ def shielded(consequence: str) -> Iterator[None]:
         # The client has gone: Synapse ends the request.
         raise
     except Exception:
+        _log_error(consequence)
+
+
+def _log_error(consequence: str) -> None:
+    now = time.monotonic()
+    if now >= _silent_until.get(consequence, now):
+        _silent_until[consequence] = now + _LOG_INTERVAL_S
         logger.exception("%s", consequence)
+
+
+_silent_until: dict[str, float] = {}
+
+
+class Retries:
+    """Lets clients whose response lacks sticky events try again, but not all the time."""
+
+    def __init__(self, clock: Clock, waker: Waker) -> None:
+        self._clock = clock
+        self._waker = waker
+        self._users: set[str] = set()
+
+    def wake_later(self, user_id: str) -> None:
+        """Wake a user's long-polls a little later: they sleep, where nothing else is new."""
+        if not self._users:
+            self._clock.call_later(RETRY_MS, self._wake)
+        self._users.add(user_id)
+
+    def _wake(self) -> None:
+        users, self._users = self._users, set()
+        self._waker.wake(users, ())
+
+    async def pause(self) -> None:
+        """Hold up a response that lacks its only news, for which its client did not wait."""
+        await self._clock.sleep(_PAUSE_MS)
 
 
 async def run_within(

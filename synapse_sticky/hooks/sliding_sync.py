@@ -5,11 +5,14 @@ Synapse's servlet does not know the extension before 1.156 and from then on
 checks it by its own rules. So ours takes the extension out of the request
 before Synapse reads it, and puts the answer into the response; in between it
 travels in a context variable, from the servlet to the handler.
+
+If our part fails, the response is what it is without us, and the client goes on
+from the same position.
 """
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Set
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -27,13 +30,16 @@ from synapse.types import JsonDict
 from synapse.types.handlers.sliding_sync import SlidingSyncResult
 
 from synapse_sticky.clients.delivery import Delivery
-from synapse_sticky.clients.since import Since
+from synapse_sticky.clients.since import MAX_NAMES, Since
 from synapse_sticky.hooks.classes import use_instead
+from synapse_sticky.hooks.guard import Retries, shielded
 from synapse_sticky.hooks.token import account_data_position, timelines_up_to, with_since
 from synapse_sticky.protocol import MAX_EVENTS, SLIDING_SYNC_EXTENSION
 from synapse_sticky.seams.checks import require
-from synapse_sticky.seams.events import ClientEvent, EventSource
+from synapse_sticky.seams.events import EventSource
 from synapse_sticky.seams.own import OwnTokens
+
+_WITHOUT_ANSWER = "Cannot add sticky events to a response of Sliding Sync: a later one has them"
 
 
 @attr.s(slots=True, auto_attribs=True)
@@ -79,27 +85,22 @@ class StickyExtensions(SlidingSyncResult.Extensions):
     """Synapse's extensions and ours in one response.
 
     Attributes:
-        sticky_by_room: the events to hand out.
-        sticky_next_batch: None if the client's position has not changed.
+        sticky: the answer of ours, as the client gets it.
     """
 
-    sticky_by_room: Mapping[str, Sequence[ClientEvent]]
-    sticky_next_batch: Since | None
+    sticky: JsonDict
 
     @classmethod
     def create(
-        cls,
-        extensions: SlidingSyncResult.Extensions,
-        by_room: Mapping[str, Sequence[ClientEvent]],
-        next_batch: Since | None,
+        cls, extensions: SlidingSyncResult.Extensions, sticky: JsonDict
     ) -> "StickyExtensions":
-        """Synapse's extensions with ours."""
+        """Return Synapse's extensions with ours."""
         fields = {f.name: getattr(extensions, f.name) for f in attr.fields(type(extensions))}
-        return cls(**fields, sticky_by_room=by_room, sticky_next_batch=next_batch)
+        return cls(**fields, sticky=sticky)
 
     def __bool__(self) -> bool:
         # A mere change of position is no reason to end a long-poll.
-        return bool(self.sticky_by_room) or super().__bool__()
+        return "rooms" in self.sticky or super().__bool__()
 
 
 _current_request: ContextVar[StickyRequest | None] = ContextVar("sticky_request", default=None)
@@ -133,12 +134,11 @@ def check() -> None:
     require(sync_rest.SlidingSyncRestServlet, "encode_response", "requester", "sliding_sync_result")
 
 
-def install(delivery: Delivery, source: EventSource) -> None:
+def install(delivery: Delivery, source: EventSource, retries: Retries) -> None:
     """Makes the homeserver build a Sliding Sync that has the extension."""
-    handler = partial(StickySlidingSyncHandler, delivery=delivery, source=source)
+    handler = partial(StickySlidingSyncHandler, delivery=delivery, source=source, retries=retries)
     use_instead(synapse_server, "SlidingSyncHandler", handler)
-    servlet = partial(StickySlidingSyncServlet, source=source)
-    use_instead(sync_rest, "SlidingSyncRestServlet", servlet)
+    use_instead(sync_rest, "SlidingSyncRestServlet", StickySlidingSyncServlet)
 
 
 class StickyRoomLists(room_lists.SlidingSyncRoomLists):
@@ -156,11 +156,15 @@ class StickyRoomLists(room_lists.SlidingSyncRoomLists):
 class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
     """Synapse's handler, which then answers the extension."""
 
-    def __init__(self, hs: HomeServer, *, delivery: Delivery, source: EventSource) -> None:
+    def __init__(
+        self, hs: HomeServer, *, delivery: Delivery, source: EventSource, retries: Retries
+    ) -> None:
         super().__init__(hs)
         self.room_lists = StickyRoomLists(hs)
         self._delivery = delivery
         self._events = source
+        self._retries = retries
+        self._own_tokens = OwnTokens(hs)
 
     async def wait_for_sync_for_user(
         self, requester: Any, sync_config: Any, from_token: Any = None, timeout_ms: int = 0
@@ -188,26 +192,30 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
             or not request.interested_rooms.room_membership_for_user_map
         ):
             return result
-        extensions = await self._answer(
-            sync_config.user.to_string(), request, request.interested_rooms, from_token, result
-        )
-        return attr.evolve(result, extensions=extensions)
+        with shielded(_WITHOUT_ANSWER):
+            answer = await self._answer(
+                sync_config.requester, request, request.interested_rooms, from_token, result
+            )
+            return _with_answer(result, answer)
+        self._retries.wake_later(sync_config.user.to_string())
+        with shielded(_WITHOUT_ANSWER):
+            return _with_answer(result, await self._answer_without_events(request, result))
+        return result
 
     async def _answer(
         self,
-        user_id: str,
+        requester: Any,
         request: StickyRequest,
         interested: room_lists.SlidingSyncInterestedRooms,
         from_token: Any,
         result: SlidingSyncResult,
-    ) -> StickyExtensions:
+    ) -> JsonDict:
+        user_id = requester.user.to_string()
         shown = [event for room in result.rooms.values() for event in room.timeline_events or ()]
         await self._delivery.wait_until_noticed(shown)
         since = await self._delivery.resolve_since(request.since or Since(0))
         rooms = MatchedJoinedRooms(interested)
         await self._wait_for_joins(user_id, rooms, since)
-        # Clients drop the events of rooms that they do not know yet.
-        initial = {room_id for room_id, room in result.rooms.items() if room.initial}
         sections = await self._delivery.sections(
             user_id,
             rooms,
@@ -216,16 +224,38 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
             timeline_reaches=timelines_up_to(result.next_pos.stream_token),
             account_data_position=account_data_position(from_token and from_token.stream_token),
             limit=request.limit,
-            from_start=initial,
+            from_start=_initial_rooms(result),
             due_at_join=True,
         )
         unmatched = self._unmatched(user_id, interested, since, sections.position)
         next_batch = Since.create(sections.position, sections.names | unmatched)
-        return StickyExtensions.create(
-            result.extensions,
-            sections.by_room,
-            next_batch if sections.by_room or next_batch != request.since else None,
-        )
+        is_moved = sections.by_room or next_batch != request.since
+        answer = await self._position(next_batch if is_moved else None)
+        if sections.by_room:
+            config = await self._events.client_format(requester)
+            answer["rooms"] = {
+                room_id: {"events": await self._events.serialize(events, config)}
+                for room_id, events in sections.by_room.items()
+            }
+        return answer
+
+    async def _answer_without_events(
+        self, request: StickyRequest, result: SlidingSyncResult
+    ) -> JsonDict:
+        """Return the answer to a client that is to come again for its events.
+
+        The next response does not say any more which rooms were new in this one.
+        """
+        if request.since is None:
+            return {}
+        unread = request.since.with_names(_initial_rooms(result), most=MAX_NAMES)
+        return await self._position(unread if unread != request.since else None)
+
+    async def _position(self, since: Since | None) -> JsonDict:
+        """Return the part of an answer that says how far the client has read now."""
+        if since is None:
+            return {}
+        return {"next_batch": since.to_text(await self._own_tokens.writer_id())}
 
     async def _wait_for_joins(
         self, user_id: str, rooms: "MatchedJoinedRooms", since: Since
@@ -304,6 +334,15 @@ class MatchedJoinedRooms(Set[str]):
         return len(self._interested.all_rooms)
 
 
+def _initial_rooms(result: SlidingSyncResult) -> set[str]:
+    """Return the rooms whose events the client has dropped: it did not know them yet."""
+    return {room_id for room_id, room in result.rooms.items() if room.initial}
+
+
+def _with_answer(result: SlidingSyncResult, answer: JsonDict) -> SlidingSyncResult:
+    return attr.evolve(result, extensions=StickyExtensions.create(result.extensions, answer))
+
+
 def _is_joined(interested: room_lists.SlidingSyncInterestedRooms, room_id: str) -> bool:
     room = interested.room_membership_for_user_map.get(room_id)
     return room is not None and room.membership == Membership.JOIN
@@ -311,11 +350,6 @@ def _is_joined(interested: room_lists.SlidingSyncInterestedRooms, room_id: str) 
 
 class StickySlidingSyncServlet(sync_rest.SlidingSyncRestServlet):
     """Sliding Sync that reads and writes the extension."""
-
-    def __init__(self, hs: HomeServer, *, source: EventSource) -> None:
-        super().__init__(hs)
-        self._own_tokens = OwnTokens(hs)
-        self._sticky_events = source
 
     async def on_POST(self, request: SynapseRequest) -> tuple[int, JsonDict]:
         try:
@@ -335,25 +369,9 @@ class StickySlidingSyncServlet(sync_rest.SlidingSyncRestServlet):
     ) -> JsonDict:
         response = await super().encode_response(requester, sliding_sync_result)
         extensions = sliding_sync_result.extensions
-        if isinstance(extensions, StickyExtensions):
-            answer = await self._encode(requester, extensions)
-            if answer:
-                response["extensions"][SLIDING_SYNC_EXTENSION] = answer
+        if isinstance(extensions, StickyExtensions) and extensions.sticky:
+            response["extensions"][SLIDING_SYNC_EXTENSION] = extensions.sticky
         return response
-
-    async def _encode(self, requester: Any, extensions: StickyExtensions) -> JsonDict:
-        answer: JsonDict = {}
-        if extensions.sticky_by_room:
-            config = await self._sticky_events.client_format(requester)
-            answer["rooms"] = {
-                room_id: {"events": await self._sticky_events.serialize(events, config)}
-                for room_id, events in extensions.sticky_by_room.items()
-            }
-        if extensions.sticky_next_batch is not None:
-            answer["next_batch"] = extensions.sticky_next_batch.to_text(
-                await self._own_tokens.writer_id()
-            )
-        return answer
 
 
 def _take_out_extension(request: SynapseRequest) -> StickyRequest | None:

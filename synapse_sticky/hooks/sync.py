@@ -2,95 +2,155 @@
 """``/sync``: adds the section of sticky events to joined rooms.
 
 The handler is a subclass, put where the homeserver finds the class. It works
-after Synapse's part: only then is known what the timelines show.
+after Synapse's part: only then is known what the timelines show. If our part
+fails, the response is what it is without us, and the client's position stays.
 """
 
-import inspect
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import partial
 from typing import Any
 
 import attr
 from synapse import server as synapse_server
 from synapse.api import filtering
+from synapse.api.constants import EventTypes
+from synapse.events import EventBase
 from synapse.handlers import sync
 from synapse.rest.client import sync as sync_rest
 from synapse.server import HomeServer
-from synapse.types import JsonDict
+from synapse.storage.controllers.state import StateStorageController
+from synapse.types import JsonDict, StateMap, StreamToken
+from synapse.types.state import StateFilter
 
 from synapse_sticky.clients.delivery import Delivery
 from synapse_sticky.clients.since import MAX_NAMES_IN_ADDRESS, Since
 from synapse_sticky.hooks.classes import use_instead
+from synapse_sticky.hooks.guard import Retries, shielded
 from synapse_sticky.hooks.token import account_data_position, since_of, timelines_up_to, with_since
 from synapse_sticky.protocol import SYNC_SECTION
-from synapse_sticky.seams.checks import require
-from synapse_sticky.seams.events import ClientEvent, EventSource
+from synapse_sticky.seams.checks import misfit, require
+from synapse_sticky.seams.events import ClientEvent, EventSource, event_of
+
+_WITHOUT_SECTION = "Cannot add sticky events to a response of /sync: a later one has them"
 
 
 @attr.s(slots=True, auto_attribs=True, kw_only=True)
 class StickyJoinedSyncResult(sync.JoinedSyncResult):
-    """A joined room in a ``/sync`` response, with its section of sticky events."""
+    """A joined room in a ``/sync`` response, with its section of sticky events.
 
-    section: Sequence[ClientEvent] = ()
+    Attributes:
+        section: the sticky events.
+        has_news: whether Synapse has news of the room.
+        unread: what the client has read up to if the section cannot be written.
+    """
+
+    section: Sequence[ClientEvent]
+    has_news: bool
+    unread: Since
 
     @classmethod
     def create(
-        cls, room: sync.JoinedSyncResult, section: Sequence[ClientEvent]
+        cls,
+        room: sync.JoinedSyncResult,
+        section: Sequence[ClientEvent],
+        members: StateMap[EventBase],
+        unread: Since,
     ) -> "StickyJoinedSyncResult":
-        """Synapse's entry with a section."""
+        """Return Synapse's entry with a section, and with the memberships of its senders."""
         fields = {field.name: getattr(room, field.name) for field in attr.fields(type(room))}
-        return cls(**fields, section=section)
+        fields["state"] = {**room.state, **members}
+        return cls(**fields, section=section, has_news=bool(room), unread=unread)
 
     def __bool__(self) -> bool:
         return bool(self.section) or super().__bool__()
 
+    def lazy_loading_members_user_ids(self) -> set[str]:
+        """Return whom Synapse sends the profiles of, from 1.164 on."""
+        in_timeline: set[str] = super().lazy_loading_members_user_ids()  # type: ignore[misc]
+        return in_timeline | _senders(self.section)
+
+
+_EMPTY: dict[str, Callable[[], Any]] = {
+    "state": dict,
+    "ephemeral": list,
+    "account_data": list,
+    "sticky": list,
+    "unread_notifications": dict,
+    "unread_thread_notifications": dict,
+    "summary": dict,
+    "unread_count": int,
+}
+"""What Synapse has in the entry of a room in which nothing is new. Each release has its own."""
+
+
+def _empty_entry(room_id: str, timeline: sync.TimelineBatch) -> sync.JoinedSyncResult:
+    """Return the entry of a room in which nothing is new."""
+    names = [field.name for field in attr.fields(sync.JoinedSyncResult)]
+    fields = {name: _EMPTY[name]() for name in names if name in _EMPTY}
+    return sync.JoinedSyncResult(room_id=room_id, timeline=timeline, **fields)
+
 
 def check() -> None:
-    """Refuses to start if Synapse's ``/sync`` has changed."""
-    require(sync.SyncHandler, "_generate_sync_entry_for_rooms", "sync_result_builder")
-    require(
-        sync.SyncHandler,
-        "_generate_room_entry",
-        "sync_result_builder",
-        "room_builder",
-        "ephemeral",
-        "tags",
-        "account_data",
-        "always_include",
-    )
+    """Refuse to start if Synapse's ``/sync`` has changed."""
+    handler = sync.SyncHandler
+    require(handler, "_generate_sync_entry_for_rooms", "sync_result_builder")
+    require(handler, "unread_notifs_for_room_id", "room_id", "sync_config")
+    require(handler, "get_lazy_loaded_members_cache", "cache_key")
+    require(StateStorageController, "get_current_state_ids", "state_filter", "await_full_state")
     for name in ("since_token", "now_token", "joined", "joined_room_ids", "sync_config"):
         require(attr.fields(sync.SyncResultBuilder), name)
-    for name in ("room_id", "timeline", "unread_notifications"):
+    for name in ("user", "device_id", "use_state_after", "filter_collection"):
+        require(attr.fields(sync.SyncConfig), name)
+    for name in ("prev_batch", "events", "limited"):
+        require(attr.fields(sync.TimelineBatch), name)
+    for name in ("room_id", "timeline", "state", "unread_notifications", "unread_count"):
         require(attr.fields(sync.JoinedSyncResult), name)
-    require(filtering.FilterCollection, "blocks_all_rooms")
+    for field in attr.fields(sync.JoinedSyncResult):
+        if field.name not in {"room_id", "timeline", *_EMPTY}:
+            raise misfit(f"{sync.JoinedSyncResult.__name__}.{field.name} is not known")
+    filters = filtering.FilterCollection
+    for name in ("lazy_load_members", "include_redundant_members", "unread_thread_notifications"):
+        require(filters, name)
+    require(filters, "filter_room_state", "events")
+    require(filters, "blocks_all_rooms")
     require(filtering.Filter, "filter_rooms", "room_ids")
+    _Memory.check()
     require(sync_rest.SyncRestServlet, "encode_room", "room", "serialize_options")
+    require(sync_rest.SyncRestServlet, "encode_response", "sync_result")
 
 
-def install(delivery: Delivery, source: EventSource, limit: int) -> None:
-    """Makes the homeserver build a ``/sync`` that has sections.
+def install(delivery: Delivery, source: EventSource, retries: Retries, limit: int) -> None:
+    """Make the homeserver build a ``/sync`` that has sections.
 
     Args:
         limit: how many sticky events one response carries at most.
     """
-    handler = partial(StickySyncHandler, delivery=delivery, limit=limit)
+    handler = partial(StickySyncHandler, delivery=delivery, retries=retries, limit=limit)
     use_instead(synapse_server, "SyncHandler", handler)
-    use_instead(sync_rest, "SyncRestServlet", partial(StickySyncServlet, source=source))
+    servlet = partial(StickySyncServlet, source=source, retries=retries)
+    use_instead(sync_rest, "SyncRestServlet", servlet)
 
 
 class StickySyncHandler(sync.SyncHandler):
     """Synapse's handler, which then adds the sections."""
 
-    def __init__(self, hs: HomeServer, *, delivery: Delivery, limit: int) -> None:
+    def __init__(self, hs: HomeServer, *, delivery: Delivery, retries: Retries, limit: int) -> None:
         super().__init__(hs)
         self._delivery = delivery
+        self._retries = retries
         self._sticky_limit = limit
 
     async def _generate_sync_entry_for_rooms(
         self, sync_result_builder: sync.SyncResultBuilder
     ) -> tuple[Set[str], Set[str]]:
-        changes = await super()._generate_sync_entry_for_rooms(sync_result_builder)
-        await self._add_sections(sync_result_builder, newly_joined=changes[0])
+        builder = sync_result_builder
+        changes = await super()._generate_sync_entry_for_rooms(builder)
+        newly_joined = changes[0]
+        with shielded(_WITHOUT_SECTION):
+            await self._add_sections(builder, newly_joined)
+            return changes
+        builder.now_token = with_since(builder.now_token, _unread(builder, newly_joined))
+        self._retries.wake_later(builder.sync_config.user.to_string())
         return changes
 
     async def _add_sections(self, builder: sync.SyncResultBuilder, newly_joined: Set[str]) -> None:
@@ -107,56 +167,165 @@ class StickySyncHandler(sync.SyncHandler):
             limit=self._sticky_limit,
             from_start=newly_joined,
         )
-        await self._put_into_rooms(builder, sections.by_room)
+        if sections.by_room:
+            await self._put_into_rooms(builder, sections.by_room, newly_joined)
         # Never the position from when the sync began, which others may have
         # moved on since then.
         since = Since.create(sections.position, sections.names, most=MAX_NAMES_IN_ADDRESS)
         builder.now_token = with_since(builder.now_token, since)
 
     async def _put_into_rooms(
-        self, builder: sync.SyncResultBuilder, by_room: Mapping[str, Sequence[ClientEvent]]
+        self,
+        builder: sync.SyncResultBuilder,
+        by_room: Mapping[str, Sequence[ClientEvent]],
+        newly_joined: Set[str],
     ) -> None:
-        if not by_room:
-            return
-        present = {room.room_id for room in builder.joined}
-        for room_id in by_room:
-            if room_id not in present:
-                await self._add_room(builder, room_id)
-        builder.joined[:] = [
-            StickyJoinedSyncResult.create(room, by_room[room.room_id])
-            if room.room_id in by_room
-            else room
-            for room in builder.joined
+        unread = _unread(builder, newly_joined)
+        is_lazy = builder.sync_config.filter_collection.lazy_load_members()
+        memory = _Memory.of(self, builder) if is_lazy else None
+        entries = {room.room_id: room for room in builder.joined}
+        added: list[EventBase] = []
+        for room_id, section in by_room.items():
+            # An entry that is there may be empty, and not true.
+            room = entries.get(room_id)
+            if room is None:
+                is_new = builder.since_token is None or room_id in newly_joined
+                room = await self._entry_for_section(builder, room_id, is_new)
+            members = await self._members_to_add(builder, room, section, memory)
+            entries[room_id] = StickyJoinedSyncResult.create(room, section, members, unread)
+            added += members.values()
+        # Nothing can fail from here on.
+        builder.joined[:] = entries.values()
+        if memory is not None:
+            memory.mark(added)
+
+    async def _entry_for_section(
+        self, builder: sync.SyncResultBuilder, room_id: str, is_new: bool
+    ) -> sync.JoinedSyncResult:
+        """Return the entry of a room of which Synapse has nothing to say.
+
+        Not told of a gap, clients keep the timeline that they have. One that has none yet
+        has to know that there is something before.
+        """
+        timeline = sync.TimelineBatch(prev_batch=builder.now_token, events=[], limited=is_new)
+        room = _empty_entry(room_id, timeline)
+        notifs = await self.unread_notifs_for_room_id(room_id, builder.sync_config)
+        counts = [notifs.main_timeline]
+        if builder.sync_config.filter_collection.unread_thread_notifications():
+            room.unread_thread_notifications = {
+                thread_id: _notification_counts([count])
+                for thread_id, count in notifs.threads.items()
+                if thread_id is not None
+            }
+        else:
+            counts += notifs.threads.values()
+        room.unread_notifications = _notification_counts(counts)
+        room.unread_count = sum(count.unread_count for count in counts)
+        return room
+
+    async def _members_to_add(
+        self,
+        builder: sync.SyncResultBuilder,
+        room: sync.JoinedSyncResult,
+        section: Sequence[ClientEvent],
+        memory: "_Memory | None",
+    ) -> StateMap[EventBase]:
+        """Return the memberships of a section's senders that the client lacks.
+
+        MSC4354 wants what clients get that load members lazily for a timeline's senders.
+        """
+        config = builder.sync_config
+        if memory is None:
+            return {}
+        told = {key[1] for key in room.state if key[0] == EventTypes.Member}
+        if not config.use_state_after:
+            # Those are applied after the state.
+            told.update(
+                event.state_key
+                for event in map(event_of, room.timeline.events)
+                if event.type == EventTypes.Member and event.is_state()
+            )
+        unknown = _senders(section) - told
+        if not unknown:
+            return {}
+        event_ids = await self._state_storage_controller.get_current_state_ids(
+            room.room_id,
+            StateFilter.from_types((EventTypes.Member, user_id) for user_id in unknown),
+            await_full_state=False,
+        )
+        missing = [
+            event_id for key, event_id in event_ids.items() if not memory.has(key[1], event_id)
         ]
+        events = await self.store.get_events(missing)
+        wanted = await config.filter_collection.filter_room_state(events.values())
+        return {(event.type, event.state_key): event for event in wanted}
 
-    async def _add_room(self, builder: sync.SyncResultBuilder, room_id: str) -> None:
-        """Lets Synapse make the entry of a room in which nothing else is new."""
-        room_builder = sync.RoomSyncResultBuilder(
-            room_id=room_id,
-            rtype="joined",
-            events=[],
-            newly_joined=False,
-            full_state=False,
-            since_token=builder.since_token,
-            upto_token=builder.since_token or builder.now_token,
-            end_token=builder.now_token,
+
+def _unread(builder: sync.SyncResultBuilder, newly_joined: Set[str]) -> Since:
+    """Return what a client has read whose response lacks our part.
+
+    The next response does not say any more which rooms were joined before this one.
+    """
+    return since_of(builder.since_token).with_names(newly_joined)
+
+
+def _notification_counts(counts: Sequence[Any]) -> JsonDict:
+    return {
+        "notification_count": sum(count.notify_count for count in counts),
+        "highlight_count": sum(count.highlight_count for count in counts),
+    }
+
+
+def _senders(section: Iterable[ClientEvent]) -> set[str]:
+    return {event_of(client_event).sender for client_event in section}
+
+
+class _Memory:
+    """Which memberships a device has been sent, so that they come once: Synapse's own."""
+
+    def __init__(self, cache: Any, next_batch: StreamToken, is_redundant: bool) -> None:
+        self._cache = cache
+        self._next_batch = next_batch
+        self._is_redundant = is_redundant
+
+    @staticmethod
+    def check() -> None:
+        """Refuse to start if it has changed."""
+        if _MEMORY_KNOWS_RESPONSES:
+            require(sync.LazyLoadedMembersCache, "was_sent", "user_id", "event_id")
+            require(sync.LazyLoadedMembersCache, "mark_sent", "user_id", "event_id", "next_batch")
+
+    @classmethod
+    def of(cls, handler: sync.SyncHandler, builder: sync.SyncResultBuilder) -> "_Memory":
+        """Return that of the device that a response is for."""
+        config = builder.sync_config
+        return cls(
+            handler.get_lazy_loaded_members_cache((config.user.to_string(), config.device_id)),
+            builder.now_token,
+            config.filter_collection.include_redundant_members(),
         )
-        # From 1.150 there is one more parameter, for Synapse's own sticky events.
-        own: dict[str, Any] = {"sticky_event_ids": []} if _TAKES_STICKY_EVENT_IDS else {}
-        await self._generate_room_entry(
-            builder,
-            room_builder,
-            ephemeral=[],
-            tags=None,
-            account_data={},
-            always_include=True,
-            **own,
-        )
+
+    def has(self, user_id: str, event_id: str) -> bool:
+        """Whether the device needs this membership no more."""
+        if self._is_redundant:
+            return False
+        if _MEMORY_KNOWS_RESPONSES:
+            return bool(self._cache.was_sent(user_id, event_id))
+        return bool(self._cache.get(user_id) == event_id)
+
+    def mark(self, members: Iterable[EventBase]) -> None:
+        """Note that the device is sent these memberships."""
+        if self._is_redundant:
+            return
+        for member in members:
+            if _MEMORY_KNOWS_RESPONSES:
+                self._cache.mark_sent(member.state_key, member.event_id, self._next_batch)
+            else:
+                self._cache.set(member.state_key, member.event_id)
 
 
-_TAKES_STICKY_EVENT_IDS = (
-    "sticky_event_ids" in inspect.signature(sync.SyncHandler._generate_room_entry).parameters
-)
+# Before that it is a plain cache.
+_MEMORY_KNOWS_RESPONSES = hasattr(sync, "LazyLoadedMembersCache")
 
 
 def _rooms_of_interest(builder: sync.SyncResultBuilder) -> Set[str]:
@@ -177,15 +346,37 @@ def _rooms_of_interest(builder: sync.SyncResultBuilder) -> Set[str]:
 class StickySyncServlet(sync_rest.SyncRestServlet):
     """``/sync`` that writes the sections."""
 
-    def __init__(self, hs: HomeServer, *, source: EventSource) -> None:
+    def __init__(self, hs: HomeServer, *, source: EventSource, retries: Retries) -> None:
         super().__init__(hs)
         self._sticky_events = source
+        self._retries = retries
 
     async def encode_room(
         self, sync_config: Any, room: Any, time_now: int, joined: bool, serialize_options: Any
     ) -> JsonDict:
         result = await super().encode_room(sync_config, room, time_now, joined, serialize_options)
-        if isinstance(room, StickyJoinedSyncResult) and room.section:
-            events = await self._sticky_events.serialize(room.section, serialize_options)
-            result[SYNC_SECTION] = {"events": events}
+        if isinstance(room, StickyJoinedSyncResult):
+            with shielded(_WITHOUT_SECTION):
+                events = await self._sticky_events.serialize(room.section, serialize_options)
+                result[SYNC_SECTION] = {"events": events}
         return result
+
+    async def encode_response(
+        self, time_now: int, sync_config: Any, sync_result: Any, *args: Any, **kwargs: Any
+    ) -> JsonDict:
+        response = await super().encode_response(
+            time_now, sync_config, sync_result, *args, **kwargs
+        )
+        rooms = [room for room in sync_result.joined if isinstance(room, StickyJoinedSyncResult)]
+        entries = [response["rooms"]["join"][room.room_id] for room in rooms]
+        if all(SYNC_SECTION in entry for entry in entries):
+            return response
+        for entry in entries:
+            entry.pop(SYNC_SECTION, None)
+        token = with_since(sync_result.next_batch, rooms[0].unread)
+        response["next_batch"] = await token.to_string(self.store)
+        rest = [room for room in sync_result.joined if getattr(room, "has_news", True)]
+        if not attr.evolve(sync_result, joined=rest):
+            # The client did not wait for news, and comes back at once.
+            await self._retries.pause()
+        return response

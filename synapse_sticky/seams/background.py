@@ -24,6 +24,7 @@ class Clock:
         self._clock = hs.get_clock()
         require(self._clock, "time_msec")
         require(self._clock, "call_later")
+        require(self._clock, "sleep")
 
     def now_ts(self) -> int:
         """Return the time in ms since the epoch."""
@@ -32,6 +33,10 @@ class Clock:
     def call_later(self, delay_ms: float, callback: Callable[[], None]) -> None:
         """Call something trivial after a while, without a background process for it."""
         self._clock.call_later(Duration(milliseconds=delay_ms), callback)
+
+    async def sleep(self, duration_ms: float) -> None:
+        """Wait that long."""
+        await self._clock.sleep(Duration(milliseconds=duration_ms))
 
 
 class Broadcast:

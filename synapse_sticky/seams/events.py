@@ -11,6 +11,7 @@ from synapse.events import EventBase
 from synapse.events import utils as events_utils
 from synapse.server import HomeServer
 from synapse.types import JsonDict
+from twisted.internet import defer
 
 from synapse_sticky import stickiness
 from synapse_sticky.protocol import EVENT_KEY
@@ -63,6 +64,7 @@ class EventSource:
         require(self._store, "_account_data_stream_cache")
         self._account_data_changes = self._store._account_data_stream_cache
         require(self._account_data_changes, "has_entity_changed", "entity", "stream_pos")
+        require(self._store, "have_events_in_timeline", "event_ids")
         require(self._serializer, "serialize_events", "events", "time_now", "config")
         self._clock = clock
 
@@ -109,9 +111,14 @@ class EventSource:
         events = await self._store.get_events_as_list(event_ids)
         events = [event for event in events if sticky_duration_ms(event) is not None]
         erased = await self._store.are_users_erased({event.sender for event in events})
-        visible: list[Any] = await visibility.filter_and_transform_events_for_client(
-            self._storage, user_id, events
-        )
+        try:
+            visible = await self._filter(user_id, events)
+        except (KeyError, RuntimeError, defer.FirstError):
+            # It fails for all of them if one was purged since it was read.
+            there = await self._store.have_events_in_timeline(event_ids)
+            if there.issuperset(event.event_id for event in events):
+                raise
+            visible = await self._filter(user_id, [e for e in events if e.event_id in there])
         by_id = {
             event_of(client_event).event_id: client_event
             for client_event in visible
@@ -119,6 +126,12 @@ class EventSource:
             or sticky_duration_ms(event_of(client_event)) is not None
         }
         return [by_id[event_id] for event_id in event_ids if event_id in by_id]
+
+    async def _filter(self, user_id: str, events: list[EventBase]) -> list[ClientEvent]:
+        visible: list[ClientEvent] = await visibility.filter_and_transform_events_for_client(
+            self._storage, user_id, events
+        )
+        return visible
 
     async def serialize(self, events: Collection[ClientEvent], config: Any) -> list[JsonDict]:
         """Formats events of one room for its section.

@@ -57,6 +57,20 @@ def test_an_error_of_ours_is_logged_and_goes_no_further(caplog: pytest.LogCaptur
     assert record.exc_info is not None
 
 
+def test_it_is_logged_once_a_minute(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    for _ in range(30):
+        for consequence in ("One section is left out", "Another section is left out"):
+            with shielded(consequence):
+                raise ValueError("ours")
+        now += 3
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == 2 * ["One section is left out", "Another section is left out"]
+
+
 @pytest.mark.parametrize("error", [CancelledError, KeyboardInterrupt, GeneratorExit])
 def test_what_ends_a_request_or_the_process_is_passed_on(error: type[BaseException]) -> None:
     with pytest.raises(error), shielded("The section is left out"):

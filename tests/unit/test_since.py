@@ -41,6 +41,19 @@ def test_round_trip(position: int, rooms: set[str]) -> None:
     assert re.fullmatch(r"sticky_[0-9]+", since.to_text(None))
 
 
+@given(positions, st.sets(room_ids, max_size=70), st.sets(room_ids, max_size=70))
+def test_rooms_named_later(position: int, rooms: set[str], more: set[str]) -> None:
+    # C3, C5: who is told nothing of a room now is told all of it later
+    since = Since.create(position, rooms)
+    later = since.with_names(more, most=64)
+    if not more:
+        assert later == since
+    elif len(rooms | more) <= 64:
+        assert later == Since.create(position, rooms | more)
+    else:
+        assert later == Since(0)
+
+
 @given(positions, st.sets(room_ids, max_size=64), st.integers(1, 2**31))
 def test_round_trip_where_synapses_own_names_writers(
     position: int, rooms: set[str], writer_id: int
