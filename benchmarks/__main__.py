@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks import new_server, plot, report, watermarks
+from benchmarks import latency, new_server, plot, report, watermarks
 from benchmarks.clock import machine_busy_s, own_cpu_s
 from benchmarks.growth import growing_servers, growth_scenarios
 from benchmarks.measure import Measurement, Scenario, measure, measure_idleness
@@ -37,6 +37,7 @@ class Extent:
         idle_rounds: how often.
         payments: how often a server joins that is owed sticky events.
         payment_events: how many.
+        pairs: of a sticky event and a plain one, whose way from one reader to another is timed.
     """
 
     rounds: int
@@ -49,14 +50,15 @@ class Extent:
     idle_rounds: int
     payments: int
     payment_events: int
+    pairs: int
 
 
-FULL: Final = Extent(40, 10, 58, 200, 200, [0, 1_000, 10_000, 100_000], 5, 6, 5, 1_000)
-QUICK: Final = Extent(5, 5, 20, 40, 40, [0, 1_000, 100_000], 2, 2, 2, 200)
-SECTIONS: Final = (new_server.KEY, watermarks.KEY)
+FULL: Final = Extent(40, 10, 58, 200, 200, [0, 1_000, 10_000, 100_000], 5, 6, 5, 1_000, 400)
+QUICK: Final = Extent(5, 5, 20, 40, 40, [0, 1_000, 100_000], 2, 2, 2, 200, 60)
+SECTIONS: Final = (new_server.KEY, watermarks.KEY, latency.KEY)
 """What needs several homeservers, and can be measured without the rest."""
 # How much longer than others these may take.
-_PATIENCE: Final = {new_server.KEY: 5, watermarks.KEY: 3}
+_PATIENCE: Final = {new_server.KEY: 5, watermarks.KEY: 3, latency.KEY: 10}
 
 
 class Run:
@@ -105,6 +107,9 @@ class Run:
                     budget_s,
                     self._progress,
                 )
+            elif key == latency.KEY:
+                self._progress.line("Sending from one reader to another")
+                section = latency.measure_latency(directory, extent.pairs, budget_s, self._progress)
             else:
                 self._progress.line("Sending to many servers")
                 measured, section = watermarks.measure_watermarks(

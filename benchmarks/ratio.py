@@ -39,3 +39,18 @@ def ratio_of(numerators: Sequence[float], denominators: Sequence[float]) -> Rati
         medians[int(_RESAMPLES * 0.025)],
         medians[int(_RESAMPLES * 0.975)],
     )
+
+
+def ratio_of_medians(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
+    """The ratio of the medians of two quantities that were measured in pairs.
+
+    The interval is the percentile bootstrap's over the pairs.
+    """
+    pairs = list(zip(numerators, denominators, strict=True))
+    source = random.Random(0)
+
+    def ratio(chosen: Sequence[tuple[float, float]]) -> float:
+        return statistics.median(a for a, _ in chosen) / statistics.median(b for _, b in chosen)
+
+    ratios = sorted(ratio(source.choices(pairs, k=len(pairs))) for _ in range(_RESAMPLES))
+    return Ratio(ratio(pairs), ratios[int(_RESAMPLES * 0.025)], ratios[int(_RESAMPLES * 0.975)])

@@ -39,6 +39,7 @@ class Server(Homeserver):
         *,
         federation: bool = False,
         extra_config: JsonDict | None = None,
+        **options: Any,
     ) -> None:
         own = {"experimental_features": {"msc4354_enabled": True}} if kind == OWN else {}
         super().__init__(
@@ -46,6 +47,7 @@ class Server(Homeserver):
             module=kind == STICKY,
             extra_config={**own, **(extra_config or {})},
             federation=federation,
+            **options,
         )
         self.name = name
         self.kind = kind
