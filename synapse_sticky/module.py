@@ -8,11 +8,16 @@ from synapse.module_api import ModuleApi
 from synapse_sticky.clients.delivery import Delivery
 from synapse_sticky.config import StickyEventsConfig
 from synapse_sticky.deliverable.index import StickyIndex
-from synapse_sticky.deliverable.reader import IndexReader, load_index
+from synapse_sticky.deliverable.reader import RECORDED, STORED, IndexReader, load_index
 from synapse_sticky.hooks import extremities, outgoing, sending, sliding_sync, sync
 from synapse_sticky.hooks.classes import check_servlets
 from synapse_sticky.hooks.guard import Retries
-from synapse_sticky.hooks.notifier import on_new_events, on_stream_change
+from synapse_sticky.hooks.notifier import (
+    on_messages,
+    on_ordinary_events,
+    on_sticky_events,
+    on_stream_change,
+)
 from synapse_sticky.hooks.token import carry_position
 from synapse_sticky.hooks.unsigned import add_remaining_time
 from synapse_sticky.hooks.visibility import (
@@ -31,7 +36,7 @@ from synapse_sticky.seams.database import MigrationConnection
 from synapse_sticky.seams.events import EventSource
 from synapse_sticky.seams.federation import Federation
 from synapse_sticky.seams.own import take_the_place_of_synapses_own
-from synapse_sticky.seams.signal import Signal
+from synapse_sticky.seams.signal import Messenger, Signal
 from synapse_sticky.seams.streams import StreamBounds, Waker
 from synapse_sticky.seams.tables import SynapseTables, check_tables
 from synapse_sticky.servers.debts import Debt, Debts
@@ -64,9 +69,11 @@ class StickyEventsModule:
         source = EventSource(hs, clock)
         index = _prepare_tables(MigrationConnection(hs), clock.now_ts())
         broadcast = Broadcast(hs, clock)
-        waker = Waker(hs)
-        reader = IndexReader(api, store, tables, source, clock, broadcast, waker, index)
+        messenger, waker = Messenger(hs), Waker(hs)
+        reader = IndexReader(api, store, tables, source, clock, broadcast, messenger, waker, index)
         signal.subscribe(reader.on_signal)
+        messages = {STORED: reader.on_stored_elsewhere, RECORDED: reader.on_recorded_elsewhere}
+        on_messages(hs, messages)
         delivery = Delivery(clock, reader, source)
         federation = Federation(hs, clock)
 
@@ -103,6 +110,7 @@ class StickyEventsModule:
             outgoing.follow_returns(hs, looper.on_back)
         self._debts = Debts(clock, store, reader, federation, ledger, looper)
 
+        bounds = StreamBounds(hs)
         if api.should_run_background_tasks():
             check = CurrentStateCheck(hs)
             indexer = Indexer(
@@ -115,10 +123,13 @@ class StickyEventsModule:
                 Rechecks(check),
                 reader,
             )
-            if on_new_events(hs, indexer.on_new_events):
+            if bounds.is_only_writer:
                 indexer.expect_new_events()
+                on_ordinary_events(hs, indexer.on_ordinary_events)
             on_stream_change(hs, indexer.on_stream_change)
             indexer.start(config)
+        if bounds.is_writer:
+            on_sticky_events(hs, clock, bounds, reader.on_stored)
 
     async def debts(self) -> list[Debt]:
         """Which servers are owed sticky events, and why they are not paid yet.

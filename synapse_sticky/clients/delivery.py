@@ -11,8 +11,9 @@ import attr
 from synapse.types import PersistedEventPosition
 
 from synapse_sticky.clients.page import first_due_with, next_page_end
-from synapse_sticky.clients.since import MAX_POSITION, Since, name_of_sender
+from synapse_sticky.clients.since import MAX_POSITION, Since, digest_of, name_of_sender
 from synapse_sticky.deliverable.index import Due, StickyEvent, hash_of_sender
+from synapse_sticky.deliverable.messages import StoredEvent
 from synapse_sticky.deliverable.reader import IndexReader
 from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.events import (
@@ -35,15 +36,18 @@ class Sections:
         names: for the client's next token: the events beyond that position that it has
             all the same, from the timelines of this or an earlier response, and the
             ignored senders of events up to that position.
+        undecided: for that token too: digests of events that the client has from timelines,
+            and of which nobody knows yet whether they are deliverable.
     """
 
     by_room: Mapping[str, list[ClientEvent]]
     position: int
     names: frozenset[str] = frozenset()
+    undecided: frozenset[int] = frozenset()
 
 
 TimelineReaches = Callable[[str | None, int], bool]
-"""Whether a response's timelines go as far as to (instance name, stream ordering)."""
+"""Whether timelines go as far as to (instance name, stream ordering)."""
 
 
 class Delivery:
@@ -54,16 +58,38 @@ class Delivery:
         self._reader = reader
         self._events = events
 
-    async def wait_until_noticed(self, timelines: Collection[ClientEvent]) -> None:
-        """Waits, for a bounded time, until what a response's timelines show is noticed.
+    async def wait_until_noticed(
+        self,
+        rooms: Set[str],
+        since: Since,
+        *,
+        shown: Collection[ClientEvent],
+        timeline_reaches: TimelineReaches,
+        most: int,
+    ) -> None:
+        """Wait, for a bounded time, for the events that the sections may lack.
 
-        To be called once Synapse's part of a response is computed, and before
-        its position is taken: else what the timelines show comes again in the
-        next response's section.
+        To be called once Synapse's part of a response is computed. A sticky event that was
+        stored before the response may not be noticed yet. If no timeline shows it, the
+        client would get it late; if one does, its token has to name it, and there may be
+        no space left for names.
+
+        Args:
+            rooms, since, shown, timeline_reaches: see :meth:`sections`.
+            most: how many names its token has space for.
         """
-        missing = [e.event_id for e in map(event_of, timelines) if self._is_missing(e)]
-        if missing:
-            await self._reader.wait_for_events(missing)
+        shown_ids = {event_of(client_event).event_id for client_event in shown}
+
+        def is_lacking(event: StoredEvent, writer: str) -> bool:
+            return (
+                event.room_id in rooms
+                and event.event_id not in shown_ids
+                and timeline_reaches(writer, event.stream_ordering)
+            )
+
+        await self._reader.wait_for_expected(is_lacking)
+        space = max(0, most - len(since.digests) - len(since.undecided))
+        await self._reader.wait_until(lambda: len(self._unnoticed(shown)) <= space)
 
     def misses_join(self, user_id: str, room_id: str, written: PersistedEventPosition) -> bool:
         """Whether a user's join to a room may matter and is not noticed yet.
@@ -110,6 +136,7 @@ class Delivery:
         *,
         shown: Collection[ClientEvent],
         timeline_reaches: TimelineReaches,
+        since_reaches: TimelineReaches | None,
         account_data_position: int,
         limit: int,
         from_start: Set[str] = frozenset(),
@@ -124,6 +151,7 @@ class Delivery:
             timeline_reaches: whether this response's timelines go as far as to what one
                 writer has at a stream ordering. What lies beyond is left to the
                 next response: its timelines may show it.
+            since_reaches: the same for the timelines that came with ``since``, if known.
             account_data_position: up to where the client has read Synapse's stream of
                 account data; 0 if that is not known.
             limit: how many events at most. Events that the client's position lies
@@ -137,14 +165,24 @@ class Delivery:
                 joined since.
         """
         due, position = self._due(user_id if due_at_join else None, rooms, since, timeline_reaches)
+        undecided = self._undecided(since, since_reaches or timeline_reaches).union(
+            map(digest_of, self._unnoticed(shown))
+        )
         # A token may name rooms and senders, and the user may ignore others now.
         changed = self._events.account_data_changed(user_id, account_data_position)
         live = self._live(rooms, rooms if changed or since.digests else from_start)
         if not due and not live:
-            return Sections({}, max(position, since.position))
+            return Sections({}, max(position, since.position), undecided=undecided)
         ignored = set(map(hash_of_sender, await self._events.ignored_users(user_id)))
         due_ids = {d.event.event_id for d in due}
-        named = set(filter(since.names, due_ids))
+        index = self._reader.index
+        named = {
+            event_id
+            for event_id in due_ids
+            if since.names(event_id)
+            # What was held then is handed out as if nobody had seen it.
+            or (since.leaves_undecided(event_id) and not index.was_held(event_id))
+        }
         rooms_again = from_start | {e.room_id for e in live if since.names(e.room_id)}
         senders_again = _named_senders(live, since) - ignored
         again = [
@@ -163,7 +201,7 @@ class Delivery:
 
         found = await self._visible(user_id, filter(is_wanted, again))
         has |= named
-        wanted = [d for d in due if is_wanted(d.event)]
+        wanted = [d for d in due if d.position <= position and is_wanted(d.event)]
         pages, end = await self._pages(user_id, wanted, timeline_reaches, limit)
         if end < len(wanted):
             # Not the position of the last one handed out: what was skipped since
@@ -176,7 +214,7 @@ class Delivery:
             if event.sender_hash in ignored and event.position <= position
         }
         names = (has & beyond).union(map(name_of_sender, passed_over))
-        return Sections(self._by_room(found + pages), position, frozenset(names))
+        return Sections(self._by_room(found + pages), position, frozenset(names), undecided)
 
     def _due(
         self,
@@ -185,7 +223,7 @@ class Delivery:
         since: Since,
         timeline_reaches: TimelineReaches,
     ) -> tuple[list[Due], int]:
-        """Return the events due after a position, and up to which position they are.
+        """Return the events due after a position, and up to which one to hand them out.
 
         Args:
             user_id: as of :meth:`StickyIndex.due`.
@@ -197,7 +235,7 @@ class Delivery:
                 position = join.position - 1
                 break
         due = index.due(user_id, rooms, since.position, self._clock.now_ts())
-        return [d for d in due if d.position <= position], position
+        return due, position
 
     def _live(self, rooms: Set[str], looked_into: Set[str]) -> list[StickyEvent]:
         """Return all live events of those of these rooms that are looked into."""
@@ -258,14 +296,41 @@ class Delivery:
             return []
         return await self._events.visible_sticky_events(user_id, event_ids)
 
-    def _is_missing(self, event: ClientEvent) -> bool:
-        if not has_stickiness(event):
-            return False
-        duration_ms = sticky_duration_ms(event)
-        return (
-            duration_ms is not None
-            and event.origin_server_ts + duration_ms > self._clock.now_ts()
-            and not self._reader.index.knows(event.event_id)
+    def _unnoticed(self, timelines: Iterable[ClientEvent]) -> frozenset[str]:
+        """Return the sticky events in timelines that the index may have later."""
+        index, now_ts = self._reader.index, self._clock.now_ts()
+        found = set()
+        for event in map(event_of, timelines):
+            if not has_stickiness(event) or index.knows(event.event_id):
+                continue
+            duration_ms = sticky_duration_ms(event)
+            written = event.internal_metadata
+            if (
+                duration_ms is not None
+                and event.origin_server_ts + duration_ms > now_ts
+                and not index.has_passed(written.instance_name, written.stream_ordering or 0)
+            ):
+                found.add(event.event_id)
+        return frozenset(found)
+
+    def _undecided(self, since: Since, since_reaches: TimelineReaches) -> frozenset[int]:
+        """Return the digests of events that ``since`` leaves undecided and that still are.
+
+        Args:
+            since_reaches: whether the timelines that came with ``since`` go as far as to a place.
+        """
+        if not since.undecided:
+            return frozenset()
+        index = self._reader.index
+        read = index.read
+        writers: list[tuple[str | None, int]] = [
+            (None, read.events),
+            *read.events_by_writer.items(),
+        ]
+        if not any(since_reaches(w, max(to, read.events) + 1) for w, to in writers):
+            return frozenset()
+        return since.undecided.difference(
+            digest_of(e.event_id) for e in index.after(since.position)
         )
 
 

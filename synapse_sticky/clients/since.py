@@ -14,8 +14,9 @@ Synapse without this module accepts too, so that removing the module locks nobod
 The number is the position, nearly always. Three things a position cannot say, and for
 those the bits above it name rooms, senders or events, by digests:
 
-- An event that a response has shown in a timeline, although more than one page of
-  older ones was waiting: once its turn comes, the client has it already.
+- An event that a response has shown in a timeline, although its turn has not come yet:
+  more than one page of older ones was waiting, or nobody knew yet whether it would have
+  one. Once its turn comes, the client has it already.
 - A room with sticky events that the user is joined to and no list or subscription of
   a Sliding Sync request matched: its events lie behind the position but were never
   delivered. They are due as soon as a request matches the room.
@@ -63,23 +64,33 @@ class Since:
     Attributes:
         position: it has everything up to here, but for the rooms and senders named.
         digests: of the rooms, senders and events named.
+        undecided: digests of further events, of which it is not known whether they are
+            deliverable.
     """
 
     position: int
     digests: frozenset[int] = frozenset()
+    undecided: frozenset[int] = frozenset()
 
     @classmethod
-    def create(cls, position: int, names: Iterable[str], most: int = MAX_NAMES) -> "Since":
+    def create(
+        cls,
+        position: int,
+        names: Iterable[str],
+        most: int = MAX_NAMES,
+        undecided: Iterable[int] = (),
+    ) -> "Since":
         """Return this position with these room IDs, names of senders, and event IDs.
 
-        If they are too many it names rooms first, then senders. An event that is not
-        named is delivered twice. The events that a room or a sender has now are not
-        delivered if that is not named and the room is matched, or the sender not ignored
-        any more, later: a client that is in so many rooms with sticky events, and matches
-        none of them, wants none.
+        If they are too many it names rooms first, then senders, then events, and last the
+        undecided ones. An event that is not named is delivered twice. The events that a
+        room or a sender has now are not delivered if that is not named and the room is
+        matched, or the sender not ignored any more, later: a client that is in so many
+        rooms with sticky events, and matches none of them, wants none.
         """
         # Room IDs sort before names of senders, and those before event IDs.
-        return cls(position, frozenset(map(_digest, sorted(names)[:most])))
+        digests = frozenset(map(digest_of, sorted(names)[:most]))
+        return cls(position, digests, frozenset(sorted(undecided)[: most - len(digests)]))
 
     def with_names(self, names: Collection[str], most: int = MAX_NAMES_IN_ADDRESS) -> "Since":
         """Return the same position, at which these room IDs are named too.
@@ -88,32 +99,39 @@ class Since:
         """
         if not names:
             return self
-        digests = self.digests.union(map(_digest, names))
-        return Since(self.position, digests) if len(digests) <= most else Since(0)
+        digests = self.digests.union(map(digest_of, names))
+        if len(digests) > most:
+            return Since(0)
+        undecided = frozenset(sorted(self.undecided)[: most - len(digests)])
+        return Since(self.position, digests, undecided)
 
     @classmethod
     def from_number(cls, number: int) -> "Since":
         """Reads the number. What we have not written is from the future."""
         if number < 0:
             return cls(0)
-        position, rest = number & MAX_POSITION, number >> _POSITION_BITS
-        if not rest:
-            return cls(position)
-        checksum, rest = rest & ((1 << _CHECKSUM_BITS) - 1), rest >> _CHECKSUM_BITS
-        digests = set()
+        position, rest = number & MAX_POSITION, number >> (_POSITION_BITS + _CHECKSUM_BITS)
+        digests: set[int] = set()
+        undecided: set[int] = set()
+        found = digests
         while rest:
-            digests.add(rest & ((1 << _DIGEST_BITS) - 1))
-            rest >>= _DIGEST_BITS
-        since = cls(position, frozenset(digests))
-        return since if digests and checksum == since._checksum else cls(MAX_POSITION)
+            digest, rest = rest & ((1 << _DIGEST_BITS) - 1), rest >> _DIGEST_BITS
+            if digest:
+                found.add(digest)
+            else:
+                found = undecided
+        since = cls(position, frozenset(digests), frozenset(undecided))
+        return since if since.number == number else cls(MAX_POSITION)
 
     @property
     def number(self) -> int:
         """The number that stands for it."""
-        if not self.digests:
+        if not self.digests and not self.undecided:
             return self.position
+        # No digest is 0.
+        undecided = [0, *sorted(self.undecided)] if self.undecided else []
         number = 0
-        for digest in sorted(self.digests, reverse=True):
+        for digest in reversed([*sorted(self.digests), *undecided]):
             number = number << _DIGEST_BITS | digest
         return (number << _CHECKSUM_BITS | self._checksum) << _POSITION_BITS | self.position
 
@@ -147,11 +165,17 @@ class Since:
 
     def names(self, name: str) -> bool:
         """Whether this room, sender or event is named."""
-        return bool(self.digests) and _digest(name) in self.digests
+        return bool(self.digests) and digest_of(name) in self.digests
+
+    def leaves_undecided(self, event_id: str) -> bool:
+        """Whether it names this event as one that may not be deliverable."""
+        return bool(self.undecided) and digest_of(event_id) in self.undecided
 
     @property
     def _checksum(self) -> int:
         text = f"{self.position} {sorted(self.digests)}"
+        if self.undecided:
+            text += f" {sorted(self.undecided)}"
         digest = hashlib.blake2b(text.encode(), digest_size=_CHECKSUM_BITS // 8).digest()
         return int.from_bytes(digest, "big")
 
@@ -161,7 +185,7 @@ def name_of_sender(sender_hash: int) -> str:
     return f"#{sender_hash}"
 
 
-def _digest(name: str) -> int:
+def digest_of(name: str) -> int:
     """Return 32 bits, never 0, that stand for a name."""
     digest = hashlib.blake2b(name.encode(), digest_size=_DIGEST_BITS // 8).digest()
     return int.from_bytes(digest, "big") or 1

@@ -74,6 +74,7 @@ class StickyIndex:
         self.read = NOTHING_READ
         self._events: dict[str, StickyEvent] = {}
         self._held: dict[str, int] = {}
+        self._released: set[str] = set()
         self._by_room: dict[str, list[StickyEvent]] = {}
         # Everything by position. What has expired or moved stays until the next
         # clean-up and is recognised by not being in `_events` any more.
@@ -101,6 +102,10 @@ class StickyIndex:
     def knows(self, event_id: str) -> bool:
         """Whether the event was noticed, be it deliverable or held."""
         return event_id in self._events or event_id in self._held
+
+    def was_held(self, event_id: str) -> bool:
+        """Whether a deliverable event was held at first."""
+        return event_id in self._released
 
     def expires_ts(self, event_id: str) -> int | None:
         """When a noticed event expires, in ms since the epoch."""
@@ -141,6 +146,8 @@ class StickyIndex:
                 bool(change.owed),
             )
             self._events[event.event_id] = event
+            if change.held_reason:
+                self._released.add(event.event_id)
             self._by_room.setdefault(event.room_id, []).append(event)
             self._log.append(event)
             self._expiring.setdefault(bucket, []).append(event.event_id)
@@ -156,6 +163,10 @@ class StickyIndex:
     def note_read(self, read: Bounds) -> None:
         """Synapse's streams were read as far as that, and what matters of it is here."""
         self.read = self.read.joined(read)
+
+    def after(self, position: int) -> list[StickyEvent]:
+        """All events that became deliverable after a position, oldest first."""
+        return self._log[bisect_right(self._log, position, key=_position) :]
 
     def due(self, user_id: str | None, rooms: Set[str], since: int, now_ts: int) -> list[Due]:
         """What a client has not seen, in the order in which to deliver it.
@@ -219,6 +230,7 @@ class StickyIndex:
                 # An event of this ID may have been recorded anew, to expire later.
                 if event is not None and event.expires_ts <= now_ts:
                     del self._events[event_id]
+                    self._released.discard(event_id)
                     touched.add(event.room_id)
                 elif self._held.get(event_id, now_ts + 1) <= now_ts:
                     del self._held[event_id]
@@ -242,6 +254,7 @@ class StickyIndex:
 
     def _discard(self, event_id: str) -> None:
         self._held.pop(event_id, None)
+        self._released.discard(event_id)
         event = self._events.pop(event_id, None)
         if event is not None:
             self._keep_live(event.room_id)

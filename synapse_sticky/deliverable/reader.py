@@ -2,9 +2,12 @@
 """Every process knows what is deliverable.
 
 The reader keeps the in-memory index up to date with what the one process that
-gives out positions has stored. It is told by a signal; a lost signal is
-repaired by a slow poll. What a request needs and the index does not have yet,
-the request waits for here, for a bounded time.
+gives out positions has stored. That one tells what it is, in a message; a lost message
+is repaired by a signal that comes with the transaction, and a lost signal by a slow poll.
+
+Sticky events that are stored and not recorded yet are *expected*: every process knows of
+them from the one that stored them, so that requests that should show them can wait, for a
+bounded time.
 """
 
 import logging
@@ -18,9 +21,11 @@ from synapse_sticky import stickiness
 from synapse_sticky.clients.since import Since
 from synapse_sticky.config import StickyEventsConfig
 from synapse_sticky.deliverable.index import StickyIndex
+from synapse_sticky.deliverable.messages import MAX_EVENTS, Recorded, Stored, StoredEvent
 from synapse_sticky.seams.background import Broadcast, Clock
 from synapse_sticky.seams.bounds import NOTHING_READ, Bounds
 from synapse_sticky.seams.events import EventSource
+from synapse_sticky.seams.signal import Messenger
 from synapse_sticky.seams.streams import Waker
 from synapse_sticky.seams.tables import SynapseTables
 from synapse_sticky.storage.rows import Changes
@@ -35,6 +40,12 @@ logger = logging.getLogger(__name__)
 
 MAX_WAIT_MS: Final = 500
 """How long a request waits for this process to catch up, at most."""
+
+STORED: Final = "stored"
+"""The kind of the message :class:`Stored`."""
+
+RECORDED: Final = "recorded"
+"""The kind of the message :class:`Recorded`."""
 
 
 class IndexReader:
@@ -52,6 +63,7 @@ class IndexReader:
         events: EventSource,
         clock: Clock,
         broadcast: Broadcast,
+        messenger: Messenger,
         waker: Waker,
         index: StickyIndex,
     ) -> None:
@@ -61,10 +73,14 @@ class IndexReader:
         self._events = events
         self._clock = clock
         self._broadcast = broadcast
+        self._messenger = messenger
         self._waker = waker
         self.index = index
         self._listeners: list[Callable[[Changes], None]] = []
         self._wait_listeners: list[Callable[[], None]] = []
+        self._stored_listeners: list[Callable[[Stored], None]] = []
+        # With the writer of each, and until when requests wait for it.
+        self._expected: dict[StoredEvent, tuple[str, int]] = {}
 
     def subscribe(self, listener: Callable[[Changes], None]) -> None:
         """Call this with the changes that the index has just taken over. It must not raise."""
@@ -74,15 +90,51 @@ class IndexReader:
         """Call this when a request waits for something to be noticed. It must not raise."""
         self._wait_listeners.append(listener)
 
+    def subscribe_to_stored(self, listener: Callable[[Stored], None]) -> None:
+        """Call this when any process has stored sticky events. It must not raise."""
+        self._stored_listeners.append(listener)
+
     def start(self, config: StickyEventsConfig) -> None:
         """Begins to look for lost signals and to forget what has expired."""
         self._api.looping_background_call(
             self._poll, config.poll_interval_ms, desc="sticky_poll", run_on_all_instances=True
         )
 
-    def on_signal(self) -> None:
-        """Another process has changed the tables. Never raises."""
-        self._api.run_as_background_process("sticky_refresh", self._refresh_safely)
+    def on_signal(self, position: int | None) -> None:
+        """Another process has changed the tables. Never raises.
+
+        Args:
+            position: the last position given out, if that is known.
+        """
+        if position is None or position > self.index.position:
+            self._api.run_as_background_process("sticky_refresh", self._refresh_safely)
+
+    def on_stored(self, stored: Stored) -> None:
+        """This process has stored sticky events: tell all processes, this one too."""
+        self._messenger.send(STORED, stored.encode)
+        self._expect(stored)
+
+    def on_stored_elsewhere(self, message: str) -> None:
+        """Another process has stored sticky events."""
+        self._expect(Stored.decode(message))
+
+    async def on_recorded(self, recorded: Recorded) -> None:
+        """This process has recorded events: take them over, and tell all others."""
+        if len(recorded.events) <= MAX_EVENTS:
+            self._messenger.send(RECORDED, recorded.encode)
+        if not self._go_on_with(recorded):
+            await self.refresh()
+
+    def on_recorded_elsewhere(self, message: str) -> None:
+        """Another process has recorded events. Without those before, it takes the signal."""
+        self._go_on_with(Recorded.decode(message))
+
+    def _go_on_with(self, recorded: Recorded) -> bool:
+        """Take over events that were recorded right after those that are known here."""
+        if self.index.position != recorded.after:
+            return False
+        self._take_over(Changes([*recorded.events], [], recorded.position, recorded.read))
+        return True
 
     async def refresh(self) -> None:
         """Brings the index to what is stored now."""
@@ -101,6 +153,9 @@ class IndexReader:
             )
             self.index = StickyIndex()
             changes = await self._store.get_changes(0, self._clock.now_ts())
+        self._take_over(changes)
+
+    def _take_over(self, changes: Changes) -> None:
         released = [e.event_id for e in changes.events if e.position is not None and e.held_reason]
         self._events.forget_cached(released)
         self.index.apply(changes.events, changes.joins, changes.position, changes.read)
@@ -130,13 +185,21 @@ class IndexReader:
         event = self.index.get(event_id)
         return event is not None and event.expires_ts > self._clock.now_ts()
 
-    async def wait_for_events(self, event_ids: Collection[str]) -> None:
-        """Waits until these events are noticed, for a bounded time.
+    async def wait_for_expected(self, is_wanted: Callable[[StoredEvent, str], bool]) -> None:
+        """Wait, for a bounded time, until such expected events are noticed.
 
-        Without this a sync that is faster than the indexer would hand out a
-        fresh event in its timeline, and again in the section of the next one.
+        Nobody waits for an event that was stored longer ago than a request waits.
+
+        Args:
+            is_wanted: called with an event and the name of the process that stored it.
         """
-        await self._wait(lambda: all(map(self.index.knows, event_ids)))
+        while self._expected:
+            self._forget_noticed()
+            ends = [ts for e, (writer, ts) in self._expected.items() if is_wanted(e, writer)]
+            if not ends:
+                return
+            self._hurry()
+            await self._broadcast.wait(max(ends))
 
     def is_join_noticed(self, user_id: str, room_id: str, written: PersistedEventPosition) -> bool:
         """Whether a join is known here, or was found not to matter.
@@ -153,7 +216,7 @@ class IndexReader:
         self, user_id: str, room_id: str, written: PersistedEventPosition
     ) -> None:
         """Wait until a join is noticed, for a bounded time."""
-        await self._wait(lambda: self.is_join_noticed(user_id, room_id, written))
+        await self.wait_until(lambda: self.is_join_noticed(user_id, room_id, written))
 
     async def resolve_since(self, since: Since) -> Since:
         """From where to read, for a client that says how far it has read.
@@ -179,19 +242,40 @@ class IndexReader:
             return latest
         return stickiness.expires_ts(duration_ms, received_ts, origin_server_ts)
 
-    async def _wait(self, is_there: Callable[[], bool]) -> None:
+    async def wait_until(self, is_there: Callable[[], bool]) -> None:
+        """Wait until that is true, for a bounded time."""
         until_ts = self._clock.now_ts() + MAX_WAIT_MS
         while not is_there():
-            for listener in self._wait_listeners:
-                listener()
+            self._hurry()
             if not await self._broadcast.wait(until_ts):
                 return
+
+    def _hurry(self) -> None:
+        for listener in self._wait_listeners:
+            listener()
+
+    def _forget_noticed(self) -> None:
+        now_ts, index = self._clock.now_ts(), self.index
+        self._expected = {
+            event: (writer, until_ts)
+            for event, (writer, until_ts) in self._expected.items()
+            if until_ts > now_ts
+            and not index.knows(event.event_id)
+            and not index.read.cover(writer, event.stream_ordering)
+        }
+
+    def _expect(self, stored: Stored) -> None:
+        until_ts = self._clock.now_ts() + MAX_WAIT_MS
+        self._expected.update((event, (stored.writer, until_ts)) for event in stored.events)
+        for listener in self._stored_listeners:
+            listener(stored)
 
     async def _wake(self, users: Collection[str], rooms: Collection[str]) -> None:
         self._waker.wake(users, rooms)
 
     async def _poll(self) -> None:
         self.index.expire(self._clock.now_ts())
+        self._forget_noticed()
         await self._refresh_safely()
 
     async def _refresh_safely(self) -> None:

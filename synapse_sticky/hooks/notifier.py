@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Synapse's notifier tells us here that something may be new."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from synapse.events import EventBase
 from synapse.server import HomeServer
 from synapse.types import PersistedEventPosition
 
+from synapse_sticky.deliverable.messages import Stored, StoredEvent
 from synapse_sticky.hooks.guard import shielded, wrap
 from synapse_sticky.protocol import EVENT_KEY
+from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.checks import require
+from synapse_sticky.seams.events import has_stickiness, sticky_duration_ms
+from synapse_sticky.seams.signal import MESSAGE_PREFIX
+from synapse_sticky.seams.streams import StreamBounds
+from synapse_sticky.stickiness import expires_ts
+
+NewEvents = Sequence[tuple[EventBase, PersistedEventPosition]]
 
 
 def on_stream_change(hs: HomeServer, callback: Callable[[], None]) -> None:
@@ -29,36 +37,78 @@ def on_stream_change(hs: HomeServer, callback: Callable[[], None]) -> None:
     notifier.add_replication_callback(on_poke)
 
 
-def on_new_events(hs: HomeServer, callback: Callable[[list[int], bool], None]) -> bool:
-    """Call back with events that this process has just stored, if it alone stores events.
+def on_ordinary_events(hs: HomeServer, callback: Callable[[list[int]], None]) -> None:
+    """Call back with the stream orderings of events just stored here that are not sticky.
 
-    That is a hint, which saves looking into the database for every plain event: what
-    is not told is found by the bounds.
-
-    Returns:
-        Whether it does. The callback gets the stream orderings of events that are
-        not sticky, and whether others are.
+    That is a hint, which saves looking into the database for every plain event: what is
+    not told is found by the bounds.
     """
-    if hs.config.worker.writers.events != [hs.get_instance_name()]:
-        return False
+
+    def on_events(events: NewEvents) -> None:
+        callback([at.stream for event, at in events if event.get(EVENT_KEY) is None])
+
+    _before_clients_are_told(hs, on_events)
+
+
+def on_sticky_events(
+    hs: HomeServer, clock: Clock, bounds: StreamBounds, callback: Callable[[Stored], None]
+) -> None:
+    """Call back with the sticky events that this process has just stored.
+
+    Not with those that will not be deliverable, as far as it can tell.
+    """
+    writer = hs.get_instance_name()
+
+    def on_events(events: NewEvents) -> None:
+        now_ts = clock.now_ts()
+        stored = [
+            StoredEvent(event.event_id, event.room_id, at.stream)
+            for event, at in events
+            if has_stickiness(event) and _may_be_deliverable(event, now_ts)
+        ]
+        if stored:
+            callback(Stored(writer, bounds.written_by(writer), stored))
+
+    _before_clients_are_told(hs, on_events)
+
+
+def _before_clients_are_told(hs: HomeServer, callback: Callable[[NewEvents], None]) -> None:
     notifier = hs.get_notifier()
-    require(notifier, "on_new_room_events", "events_and_pos")
     original = notifier.on_new_room_events
 
-    async def on_new_room_events(
-        events_and_pos: Sequence[tuple[EventBase, PersistedEventPosition]],
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
+    async def on_new_room_events(events_and_pos: NewEvents, *args: Any, **kwargs: Any) -> None:
         with shielded("Cannot take a hint of new events; they are noticed a little later"):
-            sticky = {
-                position.stream for e, position in events_and_pos if e.get(EVENT_KEY) is not None
-            }
-            ordinary = [
-                position.stream for _, position in events_and_pos if position.stream not in sticky
-            ]
-            callback(ordinary, bool(sticky))
+            callback(events_and_pos)
         await original(events_and_pos, *args, **kwargs)  # type: ignore[arg-type]
 
-    wrap(notifier, "on_new_room_events", on_new_room_events)
-    return True
+    wrap(notifier, "on_new_room_events", on_new_room_events, "events_and_pos")
+
+
+def _may_be_deliverable(event: EventBase, now_ts: int) -> bool:
+    duration_ms = sticky_duration_ms(event)
+    return (
+        duration_ms is not None
+        and expires_ts(duration_ms, now_ts, event.origin_server_ts) > now_ts
+        and not event.internal_metadata.is_soft_failed()
+        and not event.rejected_reason
+    )
+
+
+def on_messages(hs: HomeServer, listeners: Mapping[str, Callable[[str], None]]) -> None:
+    """Call back with the messages that other processes send.
+
+    Args:
+        listeners: by the kind of message, called with its text.
+    """
+    notifier = hs.get_notifier()
+    require(notifier, "add_lock_released_callback", "callback")
+    own_name = hs.get_instance_name()
+    by_lock = {f"{MESSAGE_PREFIX}{kind}": listener for kind, listener in listeners.items()}
+
+    def on_lock_released(instance_name: str, lock_name: str, lock_key: str) -> None:
+        listener = by_lock.get(lock_name)
+        if listener is not None and instance_name != own_name:
+            with shielded("Cannot read what another process tells; it is noticed a little later"):
+                listener(lock_key)
+
+    notifier.add_lock_released_callback(on_lock_released)

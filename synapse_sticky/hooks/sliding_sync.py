@@ -212,23 +212,29 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
     ) -> JsonDict:
         user_id = requester.user.to_string()
         shown = [event for room in result.rooms.values() for event in room.timeline_events or ()]
-        await self._delivery.wait_until_noticed(shown)
-        since = await self._delivery.resolve_since(request.since or Since(0))
         rooms = MatchedJoinedRooms(interested)
+        timeline_reaches = timelines_up_to(result.next_pos.stream_token)
+        since = await self._delivery.resolve_since(request.since or Since(0))
+        await self._delivery.wait_until_noticed(
+            rooms, since, shown=shown, timeline_reaches=timeline_reaches, most=MAX_NAMES
+        )
         await self._wait_for_joins(user_id, rooms, since)
         sections = await self._delivery.sections(
             user_id,
             rooms,
             since,
             shown=shown,
-            timeline_reaches=timelines_up_to(result.next_pos.stream_token),
+            timeline_reaches=timeline_reaches,
+            since_reaches=timelines_up_to(from_token.stream_token) if from_token else None,
             account_data_position=account_data_position(from_token and from_token.stream_token),
             limit=request.limit,
             from_start=_initial_rooms(result),
             due_at_join=True,
         )
         unmatched = self._unmatched(user_id, interested, since, sections.position)
-        next_batch = Since.create(sections.position, sections.names | unmatched)
+        next_batch = Since.create(
+            sections.position, sections.names | unmatched, undecided=sections.undecided
+        )
         is_moved = sections.by_room or next_batch != request.since
         answer = await self._position(next_batch if is_moved else None)
         if sections.by_room:

@@ -155,14 +155,22 @@ class StickySyncHandler(sync.SyncHandler):
 
     async def _add_sections(self, builder: sync.SyncResultBuilder, newly_joined: Set[str]) -> None:
         shown = [event for room in builder.joined for event in room.timeline.events]
-        await self._delivery.wait_until_noticed(shown)
+        rooms, timeline_reaches = _rooms_of_interest(builder), timelines_up_to(builder.now_token)
         since = await self._delivery.resolve_since(since_of(builder.since_token))
-        sections = await self._delivery.sections(
-            builder.sync_config.user.to_string(),
-            _rooms_of_interest(builder),
+        await self._delivery.wait_until_noticed(
+            rooms,
             since,
             shown=shown,
-            timeline_reaches=timelines_up_to(builder.now_token),
+            timeline_reaches=timeline_reaches,
+            most=MAX_NAMES_IN_ADDRESS,
+        )
+        sections = await self._delivery.sections(
+            builder.sync_config.user.to_string(),
+            rooms,
+            since,
+            shown=shown,
+            timeline_reaches=timeline_reaches,
+            since_reaches=timelines_up_to(builder.since_token) if builder.since_token else None,
             account_data_position=account_data_position(builder.since_token),
             limit=self._sticky_limit,
             from_start=newly_joined,
@@ -171,7 +179,9 @@ class StickySyncHandler(sync.SyncHandler):
             await self._put_into_rooms(builder, sections.by_room, newly_joined)
         # Never the position from when the sync began, which others may have
         # moved on since then.
-        since = Since.create(sections.position, sections.names, most=MAX_NAMES_IN_ADDRESS)
+        since = Since.create(
+            sections.position, sections.names, MAX_NAMES_IN_ADDRESS, sections.undecided
+        )
         builder.now_token = with_since(builder.now_token, since)
 
     async def _put_into_rooms(

@@ -19,6 +19,7 @@ from synapse.module_api import ModuleApi
 from synapse.types import get_domain_from_id
 
 from synapse_sticky.config import StickyEventsConfig
+from synapse_sticky.deliverable.messages import Recorded, Stored
 from synapse_sticky.deliverable.positions import give_positions
 from synapse_sticky.deliverable.reader import IndexReader
 from synapse_sticky.noticing.absence import settled_before
@@ -30,7 +31,7 @@ from synapse_sticky.seams.bounds import Bounds
 from synapse_sticky.seams.contents import Candidate, SeenJoin, ServerInRoom
 from synapse_sticky.seams.streams import StreamBounds
 from synapse_sticky.seams.tables import SynapseTables
-from synapse_sticky.storage.rows import Admitted, HeldEvent, WatermarkRow
+from synapse_sticky.storage.rows import Admitted, EventChange, HeldEvent, WatermarkRow
 from synapse_sticky.storage.store import LostRace, StickyStore
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class Indexer:
     def start(self, config: StickyEventsConfig) -> None:
         """Begins to follow the streams."""
         self._reader.subscribe_to_waits(self.run_now)
+        self._reader.subscribe_to_stored(self.on_stored)
         self._api.looping_background_call(self._watch, _WATCH_INTERVAL_MS, desc="sticky_watch")
         self._api.looping_background_call(
             self._clean_up, config.cleanup_interval_ms, desc="sticky_clean_up"
@@ -87,22 +89,24 @@ class Indexer:
         self.run_now()
 
     def expect_new_events(self) -> None:
-        """From now on :meth:`on_new_events` is told of this process's new events.
+        """From now on :meth:`on_ordinary_events` is told of this process's new events.
 
         To be called only if this process alone writes events.
         """
         self._ordinary = set()
 
-    def on_new_events(self, ordinary: Iterable[int], has_sticky: bool) -> None:
-        """New events are stored, and clients are about to be told. Never raises.
-
-        Args:
-            ordinary: stream orderings of those that are not sticky.
-            has_sticky: whether there are sticky ones among the others.
-        """
+    def on_ordinary_events(self, ordinary: Iterable[int]) -> None:
+        """Events that are not sticky are stored, at these stream orderings. Never raises."""
         if self._ordinary is not None and len(self._ordinary) < _STEP:
             self._ordinary.update(ordinary)
-        if has_sticky and not self._scheduled and not self._running:
+
+    def on_stored(self, stored: Stored) -> None:
+        """A process has stored sticky events. Never raises."""
+        self._bounds.take_from(stored.writer, stored.written)
+        if self._ordinary is None:
+            # Whether a request waits for them, other processes do not tell.
+            self.run_now()
+        elif not self._scheduled and not self._running:
             self._run_after(self._last_run_ts + _MIN_INTERVAL_MS - self._now_ts())
 
     def on_stream_change(self) -> None:
@@ -298,7 +302,11 @@ class Indexer:
         self._last_position = position
         self._stored_events_bound = read.events
         self._rechecks.forget(released)
-        if items:
+        admitted = [(at, item) for at, item in positioned if isinstance(item, Admitted)]
+        if admitted and len(admitted) == len(items):
+            changes = [EventChange.of_admitted(item, at) for at, item in admitted]
+            await self._reader.on_recorded(Recorded(last_position or 0, position, read, changes))
+        elif items:
             await self._reader.refresh()
         if released:
             logger.info(

@@ -14,7 +14,12 @@ logger = logging.getLogger(__name__)
 
 
 class StreamBounds:
-    """Tells up to where the streams are persisted, from memory."""
+    """Tells up to where the streams are persisted, from memory.
+
+    Attributes:
+        is_writer: whether this process writes the stream of events.
+        is_only_writer: whether it does so alone.
+    """
 
     def __init__(self, hs: HomeServer) -> None:
         store = hs.get_datastores().main
@@ -31,6 +36,9 @@ class StreamBounds:
         self._backfill = store._backfill_id_gen
         self._un_partial_stated = store._un_partial_stated_events_stream_id_gen
         self._writers = hs.config.worker.writers.events
+        self._told: dict[str, int] = {}
+        self.is_writer = hs.get_instance_name() in self._writers
+        self.is_only_writer = self._writers == [hs.get_instance_name()]
         require(store, "_curr_state_delta_stream_cache")
         self._state_changes = store._curr_state_delta_stream_cache
         require(self._state_changes, "has_any_entity_changed", "stream_pos")
@@ -45,15 +53,21 @@ class StreamBounds:
             events=self._events.get_current_token(),
             backfill=self._backfill.get_current_token(),
             un_partial_stated=self._un_partial_stated.get_current_token(),
-            events_by_writer={
-                writer: self._events.get_current_token_for_writer(writer)
-                for writer in self._writers
-            },
+            events_by_writer={writer: self.written_by(writer) for writer in self._writers},
             backfill_by_writer={
                 writer: self._backfill.get_current_token_for_writer(writer)
                 for writer in self._writers
             },
         )
+
+    def written_by(self, writer: str) -> int:
+        """Return up to where one writer has written the stream of events."""
+        written: int = self._events.get_current_token_for_writer(writer)
+        return max(written, self._told.get(writer, 0))
+
+    def take_from(self, writer: str, written: int) -> None:
+        """Take from a writer itself how far it is, before Synapse's replication tells."""
+        self._told[writer] = max(written, self._told.get(writer, 0))
 
     def state_changed_after(self, stream_ordering: int) -> bool:
         """Whether the current state of any room has changed since, or may have."""

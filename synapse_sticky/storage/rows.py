@@ -47,6 +47,21 @@ class EventChange:
     owed: bool = False
     held_reason: str | None = None
 
+    @classmethod
+    def of_admitted(cls, admitted: Admitted, position: int) -> "EventChange":
+        """Return the change that recording an event at a position makes."""
+        found = admitted.candidate
+        return cls(
+            found.event_id,
+            found.room_id,
+            found.sender,
+            position if admitted.held_reason is None else None,
+            found.expires_ts,
+            found.stream_ordering,
+            admitted.owed,
+            admitted.held_reason,
+        )
+
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class JoinChange:

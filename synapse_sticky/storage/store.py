@@ -26,7 +26,7 @@ class LostRace(Exception):
     """Another process has given out positions since ours were read."""
 
 
-Signal = Callable[[LoggingTransaction], None]
+Signal = Callable[[LoggingTransaction, int | None], None]
 """Called within a transaction that changed our tables: tells the other processes."""
 
 
@@ -153,7 +153,8 @@ class StickyStore:
                 join_rows,
             )
             _store_watermarks(txn, watermarks, now_ts)
-            self._signal(txn)
+            # Who has this position already need not read it, unless only bounds moved.
+            self._signal(txn, position if items else None)
 
         await self._api.run_db_interaction("sticky_record", record_txn)
 

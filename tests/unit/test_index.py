@@ -54,8 +54,15 @@ class Model:
         expires_ts = known.expires_ts if known else self.now_ts + duration_ms
         room_id = known.room_id if known else room_id
         self.revisions[event_id] = position
+        was_held = known is not None and known.held_reason is not None
         self.events[event_id] = EventChange(
-            event_id, room_id, "@s:example.org", None if held else position, expires_ts, 1
+            event_id,
+            room_id,
+            "@s:example.org",
+            None if held else position,
+            expires_ts,
+            1,
+            held_reason="soft_failed" if held or was_held else None,
         )
 
     def join(self, user_id: str, room_id: str) -> None:
@@ -251,7 +258,13 @@ def test_the_other_questions(history: list[Step]) -> None:
             assert index.expires_ts(event.event_id) == event.expires_ts
             found = index.get(event.event_id)
             assert (found.position if found else None) == event.position
+            released = event.position is not None and event.held_reason is not None
+            assert index.was_held(event.event_id) == released
         deliverable = [event for event in live if event.position is not None]
+        for after in (0, *(event.position or 0 for event in deliverable)):
+            later = {event.event_id for event in index.after(after)}
+            assert later >= {e.event_id for e in deliverable if (e.position or 0) > after}
+            assert not later & {e.event_id for e in deliverable if (e.position or 0) <= after}
         for room_id in ROOMS:
             expected = sorted(e.position or 0 for e in deliverable if e.room_id == room_id)
             assert [e.position for e in index.in_room(room_id, model.now_ts)] == expected

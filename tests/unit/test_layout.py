@@ -35,6 +35,7 @@ PURE = {
     "clients.page",
     "clients.since",
     "deliverable.index",
+    "deliverable.messages",
     "deliverable.positions",
     "noticing.absence",
     "noticing.ranges",

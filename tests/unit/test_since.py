@@ -8,12 +8,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from synapse_sticky.clients.since import MAX_POSITION, Since, name_of_sender
+from synapse_sticky.clients.since import MAX_POSITION, Since, digest_of, name_of_sender
 
 EXTENSION = "org.matrix.msc4354.sticky_events"
 
 positions = st.integers(0, 2**48 - 1)
 room_ids = st.text(max_size=30).map(lambda name: f"!{name}:example.org")
+event_ids = st.text(max_size=30).map(lambda name: f"${name}")
 digits = st.text("0123456789", min_size=1, max_size=640)
 any_json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -104,6 +105,25 @@ def test_rooms_are_named_first_then_senders() -> None:
     assert kept[3] == rooms | senders
     assert kept[5] == set(names)
     assert [len(some) for some in kept] == [0, 1, 2, 3, 4, 5]
+
+
+@given(positions, st.sets(room_ids, max_size=70), st.sets(event_ids, max_size=70))
+def test_what_is_undecided_stands_behind_the_names(
+    position: int, rooms: set[str], events: set[str]
+) -> None:
+    # C3, X3
+    digests = set(map(digest_of, events))
+    since = Since.create(position, rooms, 64, digests)
+    assert Since.from_number(since.number) == since
+    assert since == Since.create(position, rooms, 64, sorted(digests, reverse=True))
+    assert since.digests == Since.create(position, rooms, 64).digests
+    assert since.undecided <= digests
+    assert len(since.undecided) == min(len(digests), 64 - len(since.digests))
+    assert sum(map(since.leaves_undecided, events)) == len(since.undecided)
+    assert not any(map(since.names, events))
+    assert not any(map(since.leaves_undecided, rooms))
+    # As an address may have it.
+    assert len(str(since.number)) < 720
 
 
 def test_the_largest_token_can_be_read_again() -> None:
