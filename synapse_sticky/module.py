@@ -78,7 +78,7 @@ class StickyEventsModule:
         federation = Federation(hs, clock)
 
         carry_position(hs, lambda: reader.index.position)
-        add_remaining_time(api, hs, clock, reader.is_noticed, reader.expires_ts)
+        add_remaining_time(api, hs, clock, reader.noticed_expires_ts, reader.expires_ts)
         lift_history_visibility(hs, reader.is_sticky)
         hide_state_beside_lifted_events(hs)
         lift_history_visibility_for_servers(federation, reader.is_sticky)

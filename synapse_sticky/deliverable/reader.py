@@ -176,9 +176,9 @@ class IndexReader:
         self.index.note_read(read)
         self._broadcast.notify_all()
 
-    def is_noticed(self, event_id: str) -> bool:
-        """Whether the event of this ID was noticed, be it deliverable or held."""
-        return self.index.knows(event_id)
+    def noticed_expires_ts(self, event_id: str) -> int | None:
+        """Return when the event of this ID expires, None if it was not noticed."""
+        return self.index.expires_ts(event_id)
 
     def is_sticky(self, event_id: str) -> bool:
         """Whether the event of this ID is deliverable and unexpired."""

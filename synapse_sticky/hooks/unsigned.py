@@ -29,7 +29,7 @@ from synapse_sticky.hooks.guard import shielded, wrap
 from synapse_sticky.protocol import EVENT_KEY, REMAINING_KEY
 from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.checks import require
-from synapse_sticky.seams.events import has_stickiness, sticky_duration_ms
+from synapse_sticky.seams.events import has_stickiness, keeps_stickiness, sticky_duration_ms
 
 _NOTHING: Final[JsonDict] = {}
 
@@ -40,30 +40,32 @@ def add_remaining_time(
     api: ModuleApi,
     hs: HomeServer,
     clock: Clock,
-    is_noticed: Callable[[str], bool],
+    noticed_expires_ts: Callable[[str], int | None],
     expires_ts: Callable[[str, int, int], Awaitable[int]],
 ) -> None:
     """Give every sticky event that any client is sent its remaining time.
 
     Args:
-        is_noticed: whether the event of this ID is known to be sticky.
-        expires_ts: of an event, from its ID, duration and ``origin_server_ts``.
+        noticed_expires_ts: of the event of this ID, None if it is not known to be sticky.
+        expires_ts: of any event, from its ID, duration and ``origin_server_ts``.
     """
 
     async def remaining(event: EventBase) -> JsonDict:
         # This runs for every event that any client is sent: first the test that
         # nearly all of them fail.
-        if not is_noticed(event.event_id) and not has_stickiness(event):
+        noticed_ts = noticed_expires_ts(event.event_id)
+        if noticed_ts is None and not has_stickiness(event):
             return _NOTHING
         with shielded(_CONSEQUENCE):
+            if noticed_ts is not None:
+                return _field(noticed_ts - clock.now_ts()) if keeps_stickiness(event) else _NOTHING
             return await fields(event.event_id, sticky_duration_ms(event), event.origin_server_ts)
         return _NOTHING
 
     async def fields(event_id: str, duration_ms: int | None, origin_server_ts: int) -> JsonDict:
         if not duration_ms:
             return _NOTHING
-        remaining_ms = await expires_ts(event_id, duration_ms, origin_server_ts) - clock.now_ts()
-        return {REMAINING_KEY: remaining_ms} if remaining_ms > 0 else _NOTHING
+        return _field(await expires_ts(event_id, duration_ms, origin_server_ts) - clock.now_ts())
 
     async def complete(formatted: JsonDict) -> None:
         sticky = formatted.get(EVENT_KEY)
@@ -97,6 +99,10 @@ def add_remaining_time(
     _tolerate_filters_without_unsigned(hs)
     _on_formatted_events(hs, complete_redaction)
     _on_events_formatted_apart(hs, complete_all)
+
+
+def _field(remaining_ms: int) -> JsonDict:
+    return {REMAINING_KEY: remaining_ms} if remaining_ms > 0 else _NOTHING
 
 
 Complete = Callable[[JsonDict], Awaitable[None]]

@@ -42,6 +42,12 @@ def has_stickiness(event: EventBase) -> bool:
 _EVENTS_ARE_RUST: Final = not inspect.isfunction(EventBase.sticky_duration)
 
 
+def keeps_stickiness(event: EventBase) -> bool:
+    """Whether an event that was noticed is still sticky: not redacted, nor pruned."""
+    # Nearly always the first does, which is cheaper.
+    return has_stickiness(event) or sticky_duration_ms(event) is not None
+
+
 def sticky_duration_ms(event: EventBase) -> int | None:
     """How long an event is sticky, None for an ordinary one.
 
@@ -59,7 +65,7 @@ class EventSource:
         self._storage = hs.get_storage_controllers()
         self._serializer = hs.get_event_client_serializer()
         require(self._store, "_invalidate_local_get_event_cache", "event_id")
-        for method in ("get_event", "get_events_as_list", "ignored_users", "are_users_erased"):
+        for method in ("get_event", "get_events_as_list", "ignored_users"):
             require(self._store, method)
         require(self._store, "_account_data_stream_cache")
         self._account_data_changes = self._store._account_data_stream_cache
@@ -109,8 +115,6 @@ class EventSource:
         filter leaves out: ignored senders, the retention policy.
         """
         events = await self._store.get_events_as_list(event_ids)
-        events = [event for event in events if sticky_duration_ms(event) is not None]
-        erased = await self._store.are_users_erased({event.sender for event in events})
         try:
             visible = await self._filter(user_id, events)
         except (KeyError, RuntimeError, defer.FirstError):
@@ -122,8 +126,7 @@ class EventSource:
         by_id = {
             event_of(client_event).event_id: client_event
             for client_event in visible
-            if not erased.get(event_of(client_event).sender)
-            or sticky_duration_ms(event_of(client_event)) is not None
+            if keeps_stickiness(event_of(client_event))
         }
         return [by_id[event_id] for event_id in event_ids if event_id in by_id]
 
