@@ -47,10 +47,10 @@ class StickyRequest:
     """The extension of one request.
 
     Attributes:
-        since: what the client has read up to; None if it said nothing.
-        limit: how many events it wants at most.
-        interested_rooms: filled in by the handler on the way: the rooms that
-            match the request, and the user's memberships.
+        since: how far the client has read; None if it said nothing.
+        limit: at most how many events the client wants.
+        interested_rooms: the rooms that match the request, and the user's memberships.
+            The handler fills them in.
     """
 
     since: Since | None
@@ -59,7 +59,7 @@ class StickyRequest:
 
     @classmethod
     def parse(cls, extension: object) -> "StickyRequest | None":
-        """Reads the extension; None if it is not enabled.
+        """Read the extension; return None if it is not enabled.
 
         Raises:
             SynapseError: 400, if the client wrote anything that it must not.
@@ -107,7 +107,7 @@ _current_request: ContextVar[StickyRequest | None] = ContextVar("sticky_request"
 
 
 def check() -> None:
-    """Refuses to start if Synapse's Sliding Sync has changed."""
+    """Refuse to start if Synapse's Sliding Sync has changed."""
     require(
         sliding_sync.SlidingSyncHandler,
         "wait_for_sync_for_user",
@@ -172,7 +172,7 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
         request = _current_request.get()
         if request is not None and from_token is not None:
             # Early releases compute nothing before they wait if the token is the
-            # current one. What the client has read of ours, only `since` says.
+            # current one. Only `since` says how far the client has read of ours.
             from_token = attr.evolve(
                 from_token,
                 stream_token=with_since(from_token.stream_token, request.since or Since(0)),
@@ -266,10 +266,10 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
     async def _wait_for_joins(
         self, user_id: str, rooms: "MatchedJoinedRooms", since: Since
     ) -> None:
-        """Waits, for a bounded time, until recent joins are noticed.
+        """Wait, for a bounded time, until recent joins are noticed.
 
-        What is in a room would be handed out now, and once more when the join is
-        noticed. Events later than the join need no wait.
+        Otherwise the events of a room would be handed out now, and again when the join
+        is noticed. Events later than the join need no wait.
         """
         waiting = self._delivery.rooms_due(user_id, rooms, since.position).union(
             self._delivery.rooms_with_events(rooms.newly_joined)
@@ -292,7 +292,11 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
         since: Since,
         position: int,
     ) -> set[str]:
-        """Joined rooms that the request does not match, and that the new position leaves behind."""
+        """Return the joined rooms that the next token must name.
+
+        Those are the rooms that the request does not match and that have events up to
+        the new position.
+        """
         if position == since.position and not since.digests:
             return set()
         memberships = interested.room_membership_for_user_map
@@ -305,7 +309,7 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
         return passed_over | {
             room_id
             for room_id in rooms
-            # Its sender may not be ignored any more once the room matches again.
+            # The user may not ignore the sender any more once the room matches again.
             if since.names(room_id) or self._delivery.names_sender_in(since, room_id)
         }
 
@@ -313,8 +317,8 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
 class MatchedJoinedRooms(Set[str]):
     """The rooms that match a request and that the user is joined to.
 
-    Lists match invites and kicks too. To ask for a few of many rooms costs no
-    more than that.
+    Lists match invites and kicks too. Asking for a few of many rooms costs in
+    proportion to the few.
     """
 
     def __init__(self, interested: room_lists.SlidingSyncInterestedRooms) -> None:
@@ -322,11 +326,11 @@ class MatchedJoinedRooms(Set[str]):
 
     @property
     def newly_joined(self) -> Set[str]:
-        """The rooms that Synapse says were joined since `pos`; a new name may count."""
+        """The rooms that were joined since `pos`, for Synapse; a new name counts as a join."""
         return self._interested.newly_joined_rooms
 
     def membership(self, room_id: str) -> Any:
-        """What Synapse knows of the user's membership."""
+        """Return the user's membership as Synapse knows it; None if it knows none."""
         return self._interested.room_membership_for_user_map.get(room_id)
 
     def __contains__(self, room_id: object) -> bool:
@@ -336,7 +340,7 @@ class MatchedJoinedRooms(Set[str]):
         return filter(self.__contains__, self._interested.all_rooms)
 
     def __len__(self) -> int:
-        # The lists decide where to look first by this: not worth to count exactly.
+        # Only says which of two sets to look into first: an upper bound will do.
         return len(self._interested.all_rooms)
 
 
@@ -361,7 +365,7 @@ class StickySlidingSyncServlet(sync_rest.SlidingSyncRestServlet):
         try:
             sticky_request = _take_out_extension(request)
         except SynapseError:
-            # Who is not logged in learns nothing else.
+            # Somebody who is not logged in learns nothing else.
             await self.auth.get_user_by_req(request, allow_guest=True)
             raise
         token = _current_request.set(sticky_request)
@@ -381,7 +385,7 @@ class StickySlidingSyncServlet(sync_rest.SlidingSyncRestServlet):
 
 
 def _take_out_extension(request: SynapseRequest) -> StickyRequest | None:
-    """Removes our extension from the request's body and reads it."""
+    """Remove our extension from the request's body, and read it."""
     assert request.content is not None
     raw = request.content.read()
     request.content.seek(0)
@@ -391,7 +395,7 @@ def _take_out_extension(request: SynapseRequest) -> StickyRequest | None:
         body = json.loads(raw)
         extension = body["extensions"].pop(SLIDING_SYNC_EXTENSION, None)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        # Not what it should be: Synapse says so.
+        # Synapse refuses a body like this one.
         return None
     request.content = io.BytesIO(json.dumps(body).encode())
     return None if extension is None else StickyRequest.parse(extension)
