@@ -6,13 +6,16 @@ NOX := $(TOOLS)/bin/python -m nox
 APT_GET := $(shell [ "$$(id -u)" = 0 ] || echo sudo) env DEBIAN_FRONTEND=noninteractive apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-quick test-on coverage demo bench build clean
+.PHONY: help test test-all test-quick test-on coverage demo bench build clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 test: $(TOOLS)/bin/nox ## Everything: lint, then the suite on the newest and the oldest Synapse
 	$(NOX) -s lint tests -- $(ARGS)
+
+test-all: $(TOOLS)/bin/nox ## As `make test`, with the tests that only repeat something, and more kills
+	$(NOX) -s lint tests -- --repeats --kills=50 $(ARGS)
 
 test-quick: $(TOOLS)/bin/nox ## The inner loop: lint, then what is quick, on the newest Synapse with SQLite
 	$(NOX) -s lint quick -- $(ARGS)

@@ -38,8 +38,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--kills",
         type=int,
-        default=30,
-        help="how often a process is killed under load, in each deployment (default: 30)",
+        default=16,
+        help="how often a process is killed under load, in each deployment (default: 16, "
+        "which is twice each process of a worker deployment)",
+    )
+    parser.addoption(
+        "--repeats",
+        action="store_true",
+        help="run tests also where they only repeat what they show elsewhere",
     )
 
 
@@ -64,9 +70,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin with the slow tests where several processes run tests, so that all end at once."""
+    """Leave out repetitions. Begin with the slow tests if several processes run them."""
+    if not config.getoption("--repeats"):
+        left_out = [item for item in items if _only_repeats(item)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def _only_repeats(item: pytest.Item) -> bool:
+    callspec: Any = getattr(item, "callspec", None)
+    deployment = callspec.params.get("deployment") if callspec is not None else None
+    return any(deployment in marker.args for marker in item.iter_markers("repeats"))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -66,7 +66,11 @@ def wake(client: Client, room: str) -> None:
 
 
 # F3, F5, C4
-@pytest.mark.parametrize("also_killed", ["nobody", "sender", "both"])
+@pytest.mark.parametrize(
+    "also_killed",
+    # With workers, "both" kills the same senders.
+    ["nobody", pytest.param("sender", marks=pytest.mark.repeats("workers")), "both"],
+)
 def test_outage(
     homeserver: Homeserver, alice: Client, mixed_peer: Homeserver, also_killed: str
 ) -> None:
