@@ -50,7 +50,8 @@ def tests(session: nox.Session, synapse: str) -> None:
     arguments = session.posargs
     if synapse == OLDEST:
         # Workers use PostgreSQL too. What takes longest there is left to the newest Synapse.
-        what = "not (workers and (test_faults or test_federation_faults))"
+        longest = "test_faults or test_federation_faults or test_visibility"
+        what = f"not (workers and ({longest} or test_federation_visibility))"
         arguments = ["--deployments", "sqlite,workers", "--kills=5", "-k", what, *arguments]
     _run_suite(session, synapse, arguments)
 

@@ -71,9 +71,14 @@ def test_kills_lose_nothing(
     reading = threading.Thread(target=read_on)
     reading.start()
     try:
-        with Traffic(senders, room_ids, pause_s=0.02) as traffic:
+        # With pauses: a deployment of workers has a lot to do for each event.
+        with Traffic(senders, room_ids, pause_s=0.2) as traffic:
             for number in range(kills):
                 victim = homeserver.processes[number % len(homeserver.processes)]
+                if number % 3:
+                    had = len(traffic.acknowledged)
+                    eventually(lambda: len(traffic.acknowledged) > had, 60, "traffic")  # noqa: B023
+                # Otherwise perhaps before anything else is done.
                 time.sleep(random.uniform(0, 0.5))
                 homeserver.kill(victim)
                 homeserver.start_process(victim)

@@ -14,6 +14,9 @@ from harness.remote import RemoteServer
 from harness.wait import eventually
 from tests.support import EVENT_KEY, HOUR_MS, now_ms, sleep_until, stored_pdu, text
 
+# Nothing of it goes by the database, and workers have PostgreSQL too.
+pytestmark = pytest.mark.repeats("postgres")
+
 RESTRICTED = ("joined", "invited")
 VERSION = "11"
 FORBIDDEN = (403, "M_FORBIDDEN")

@@ -26,6 +26,9 @@ from tests.sliding import (
 )
 from tests.support import HOUR_MS, ids, now_ms, remaining_ms, sleep_until, until_ignored
 
+# Nothing of it goes by the database, and workers have PostgreSQL too.
+pytestmark = pytest.mark.repeats("postgres")
+
 ENCRYPTED_ONLY = {"encrypted": window(is_encrypted=True)}
 DIRECT_ONLY = {"direct": window(is_dm=True)}
 

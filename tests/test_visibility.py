@@ -24,6 +24,9 @@ from tests.support import (
     unique,
 )
 
+# Nothing of it goes by the database, and workers have PostgreSQL too.
+pytestmark = pytest.mark.repeats("postgres")
+
 RESTRICTED = ("joined", "invited")
 
 
