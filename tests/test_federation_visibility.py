@@ -220,10 +220,12 @@ def test_hidden_again_once_expired(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:
     """Then it is as hidden as what was plain all the time."""
-    histories = [make_history(homeserver, alice, each, sticky_ms=4_000) for each in RESTRICTED]
-    for history in histories:
+    histories = []
+    for visibility in RESTRICTED:
+        history = make_history(homeserver, alice, visibility, sticky_ms=6_000)
         remote.join(homeserver, history.room_id, "carol")
         until_lifted(remote, history)
+        histories.append(history)
     for history in histories:
         sleep_until(history.expires_ts)
         assert shown(remote, history) == NOTHING

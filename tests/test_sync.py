@@ -1123,8 +1123,8 @@ def test_an_entry_that_is_there_for_its_section_only(alice: Client, bob: Client,
     in_thread = alice.send(room, {**text("reply"), **thread})
     (last,) = send_plain(alice, room, 1)
     path = f"/_matrix/client/v3/rooms/{quote(room)}/receipt/m.read/{quote(sent[0])}"
-    bob.request("POST", path, json={"thread_id": "main"})
     wait_for_readers(bob, room, last)
+    bob.request("POST", path, json={"thread_id": "main"})
     filter_json = {"room": {"timeline": {"unread_thread_notifications": True}}}
 
     def notifications() -> tuple[JsonDict, JsonDict]:

@@ -266,11 +266,13 @@ def test_joining_again_lifts_again(homeserver: Homeserver, alice: Client) -> Non
 def test_hidden_again_once_expired(homeserver: Homeserver, alice: Client) -> None:
     """When it is over, a sticky event is as hidden as any other of that time."""
     # K2, E4
-    histories = [make_history(alice, visibility, sticky_ms=6_000) for visibility in RESTRICTED]
     carol = homeserver.register()
-    for history in histories:
+    histories = []
+    for visibility in RESTRICTED:
+        history = make_history(alice, visibility, sticky_ms=6_000)
         carol.join(history.room_id)
         assert shown_by("/messages", carol, history) == history.lifted
+        histories.append(history)
     # The reply is the last to go.
     sleep_until(max(history.expires_ts for history in histories) + 1_000)
     for history in histories:
