@@ -22,13 +22,13 @@ class HeldReason(enum.Enum):
 
 
 class Admission:
-    """Decides on candidates, one at a time."""
+    """Decide on candidates, one at a time."""
 
     def __init__(self, check: CurrentStateCheck) -> None:
         self._check = check
 
     async def held_reason(self, candidate: Candidate) -> HeldReason | None:
-        """Why a candidate is to be held, or None if it is deliverable.
+        """Return why a candidate must be held, or None if it is deliverable.
 
         Synapse checks what arrives by ``/send`` for soft failure. Backfilled
         events, former outliers, and everything in a room with partial state it

@@ -16,7 +16,7 @@ from synapse_sticky.storage.rows import HeldEvent
 
 
 class Rechecks:
-    """The soft-failed events, and what of the room's state authorises each."""
+    """The soft-failed events, and the state that authorises each."""
 
     def __init__(self, check: CurrentStateCheck) -> None:
         self._check = check
@@ -28,17 +28,17 @@ class Rechecks:
         return self._by_room.keys()
 
     async def watch(self, held: Iterable[HeldEvent]) -> None:
-        """Looks after these too."""
+        """Watch these events too."""
         for item in held:
             types = await self._check.authorised_by(item.event_id)
             self._by_room.setdefault(item.room_id, {})[item.event_id] = _Watched(item, types)
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Forget all events."""
         self._by_room.clear()
 
     def affected(self, changes: Iterable[StateChange]) -> list[HeldEvent]:
-        """Those that any of these changes may authorise, in the order of their arrival."""
+        """Return the events that any of these changes may authorise, in order of arrival."""
         found: dict[str, HeldEvent] = {}
         for change in changes:
             for event_id, watched in self._by_room.get(change.room_id, {}).items():
@@ -47,16 +47,16 @@ class Rechecks:
         return sorted(found.values(), key=lambda held: held.stream_ordering)
 
     async def passing(self, held: Iterable[HeldEvent]) -> list[HeldEvent]:
-        """Those that the current state authorises now."""
+        """Return those of these events that the current state authorises now."""
         return [item for item in held if await self._check.allows(item.event_id)]
 
     def forget(self, held: Iterable[HeldEvent]) -> None:
-        """These are soft-failed no longer."""
+        """Stop watching these events: they are no longer soft-failed."""
         for item in held:
             self._forget(item)
 
     def expire(self, now_ts: int) -> None:
-        """Forgets what has expired."""
+        """Forget the events that have expired."""
         for watched in [w for room in self._by_room.values() for w in room.values()]:
             if watched.held.expires_ts <= now_ts:
                 self._forget(watched.held)

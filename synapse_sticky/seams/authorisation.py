@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class CurrentStateCheck:
-    """Checks events against the current state of their rooms."""
+    """Check events against the current state of their rooms."""
 
     def __init__(self, hs: HomeServer) -> None:
         require(event_auth, "auth_types_for_event", "room_version", "event")

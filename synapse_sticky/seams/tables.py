@@ -81,7 +81,7 @@ def check_tables(txn: Cursor) -> None:
 
 
 class SynapseTables:
-    """Reads Synapse's tables."""
+    """Read Synapse's tables."""
 
     def __init__(self, api: ModuleApi) -> None:
         self._api = api
@@ -89,7 +89,7 @@ class SynapseTables:
     async def find(
         self, ranges: Collection[Range], now_ts: int, watched_rooms: Collection[str]
     ) -> StreamContents:
-        """The sticky events and the joins in these ranges, each once.
+        """Return the sticky events, joins and changes of state in these ranges, each once.
 
         Args:
             watched_rooms: the changes of state are looked for in these rooms.
@@ -127,7 +127,7 @@ class SynapseTables:
     async def find_server_joins(
         self, joins: Collection[SeenJoin], server_of: ServerOf
     ) -> list[SeenJoin]:
-        """The servers that were not in the room before these joins, with the first of them."""
+        """Return the servers that were not in a room before these joins, each with its first."""
 
         def find_server_joins_txn(txn: LoggingTransaction) -> list[SeenJoin]:
             found: dict[tuple[str, str], SeenJoin] = {}
@@ -156,7 +156,7 @@ class SynapseTables:
         return await self._api.run_db_interaction("sticky_find_server_joins", find_server_joins_txn)
 
     async def find_recent_candidates(self, now_ts: int) -> list[Candidate]:
-        """All events in the database that are sticky now, in stream order."""
+        """Return all events in the database that are sticky now, in stream order."""
 
         def find_recent_candidates_txn(txn: LoggingTransaction) -> list[Candidate]:
             txn.execute(
@@ -181,7 +181,7 @@ class SynapseTables:
     async def find_servers(
         self, since: Mapping[str, int], server_of: ServerOf
     ) -> list[ServerInRoom]:
-        """The servers in these rooms, this one included.
+        """Return the servers in these rooms, this one included.
 
         Args:
             since: for each room the stream ordering after which joins count.
@@ -196,7 +196,7 @@ class SynapseTables:
         return await self._api.run_db_interaction("sticky_find_servers", find_servers_txn)
 
     async def get_received_ts(self, event_id: str) -> int | None:
-        """When this server received an event, in ms since the epoch."""
+        """Return when this server received an event, in ms since the epoch."""
 
         def get_received_ts_txn(txn: LoggingTransaction) -> int | None:
             txn.execute("SELECT received_ts FROM events WHERE event_id = ?", (event_id,))

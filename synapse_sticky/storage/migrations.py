@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Creates and upgrades our tables, before anything reads them.
+"""Create and upgrade our tables, before anything reads them.
 
 Every process does this when it loads the module; a lock in the database makes
 the others wait for the first. Each file of ``schema/`` is one version, applied
@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS synapse_sticky_schema (
 
 
 def migrate(connection: MigrationConnection) -> None:
-    """Brings our tables to the newest version, in one transaction.
+    """Bring our tables to the newest version, in one transaction.
 
     Raises:
         ConfigError: if they were written by a later version of this module
