@@ -195,7 +195,8 @@ def test_owed_after_the_module_was_away(
         had = receipts(late, [both, *missed])
         switch_to_module(homeserver)
         eventually(lambda: is_recorded(homeserver, missed[-1]), what="the start")
-        wait_until_received(late, [both, *missed], times=max(had.values(), default=0) + 1)
+        for event_id in (both, *missed):
+            wait_until_received(late, [event_id], times=had.get(event_id, 0) + 1)
         down.online = True
         wait_until_received(down, missed)
         time.sleep(4)
