@@ -345,9 +345,16 @@ def _event_ids(value: Any) -> Iterator[str]:
 
 
 def joined_parts(answer: str) -> Any:
-    """The events in each part of a joined room in `/sync`, but for the section."""
+    """The events in each part of a joined room in `/sync`, but for the section.
+
+    And but for memberships: those of the section's senders come too.
+    """
     (room,) = json.loads(answer)["rooms"]["join"].values()
-    state = {name: sorted(ids(room[name]["events"])) for name in room if "state" in name}
+    state = {
+        name: sorted(e["event_id"] for e in room[name]["events"] if e["type"] != "m.room.member")
+        for name in room
+        if "state" in name
+    }
     return ids(room["timeline"]["events"]), room["timeline"]["limited"], state
 
 

@@ -29,7 +29,7 @@ from synapse_sticky.hooks.guard import Retries, shielded
 from synapse_sticky.hooks.token import account_data_position, since_of, timelines_up_to, with_since
 from synapse_sticky.protocol import SYNC_SECTION
 from synapse_sticky.seams.checks import misfit, require
-from synapse_sticky.seams.events import ClientEvent, EventSource, event_of
+from synapse_sticky.seams.events import ClientEvent, EventSource, event_of, without_replaced
 
 _WITHOUT_SECTION = "Cannot add sticky events to a response of /sync: a later one has them"
 
@@ -268,7 +268,8 @@ class StickySyncHandler(sync.SyncHandler):
         ]
         events = await self.store.get_events(missing)
         wanted = await config.filter_collection.filter_room_state(events.values())
-        return {(event.type, event.state_key): event for event in wanted}
+        # An event of the section may be all that this user may see of the sender's past.
+        return {(event.type, event.state_key): without_replaced(event) for event in wanted}
 
 
 def _unread(builder: sync.SyncResultBuilder, newly_joined: Set[str]) -> Since:

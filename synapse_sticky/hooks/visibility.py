@@ -28,7 +28,6 @@ from typing import Any, Final
 import attr
 from synapse import visibility
 from synapse.events import EventBase
-from synapse.events import utils as events_utils
 from synapse.handlers import pagination, sliding_sync
 from synapse.server import HomeServer
 from synapse.storage.controllers import StorageControllers
@@ -37,7 +36,7 @@ from synapse.types.handlers.sliding_sync import SlidingSyncResult
 
 from synapse_sticky.hooks.guard import shielded, wrap
 from synapse_sticky.seams.checks import require
-from synapse_sticky.seams.events import ClientEvent, event_of, sticky_duration_ms
+from synapse_sticky.seams.events import ClientEvent, event_of, sticky_duration_ms, without_replaced
 from synapse_sticky.seams.federation import Federation
 
 _FUNCTION = "filter_and_transform_events_for_client"
@@ -45,8 +44,6 @@ _SERVER_FUNCTION = "filter_events_for_server"
 
 _UNLIFTED_MODULES: Final = ("synapse.handlers.sync",)
 """Where Synapse's own filter stays: the section of ``/sync`` brings what is lifted."""
-
-_ABOUT_REPLACED: Final = ("prev_content", "prev_sender", "replaces_state")
 
 _NONE_LIFTED: Final[Mapping[str, str]] = {}
 _lifted: ContextVar[Mapping[str, str]] = ContextVar("sticky_lifted", default=_NONE_LIFTED)
@@ -63,7 +60,6 @@ def lift_history_visibility(hs: HomeServer, is_sticky: Callable[[str], bool]) ->
     require(
         visibility, _FUNCTION, "storage", "user_id", "events", "is_peeking", "always_include_ids"
     )
-    require(events_utils, "clone_event", "event")
     store: Any = hs.get_datastores().main
     require(store, "get_rooms_for_user")
     require(store, "are_users_erased")
@@ -97,7 +93,7 @@ def lift_history_visibility(hs: HomeServer, is_sticky: Callable[[str], bool]) ->
             if may_see:
                 include = frozenset(event.event_id for event in may_see)
                 lifted = await visible(may_see, include)
-                result = _merged(events, result, map(_without_replaced, lifted))
+                result = _merged(events, result, map(without_replaced, lifted))
                 _lifted.set({**_lifted.get(), **{e.event_id: e.room_id for e in may_see}})
         return result
 
@@ -181,7 +177,7 @@ def _without_replaced_state(
         result = await original(*args, **kwargs)
         if not _lifted.get() or not (events := getattr(result, field)):
             return result
-        return attr.evolve(result, **{field: [_without_replaced(event) for event in events]})
+        return attr.evolve(result, **{field: [without_replaced(event) for event in events]})
 
     return method
 
@@ -189,7 +185,7 @@ def _without_replaced_state(
 def _state_without_replaced(state: Mapping[Any, Any]) -> dict[Any, Any]:
     """Return a room's state, be it events or their IDs, without what the events replaced."""
     return {
-        key: _without_replaced(event) if isinstance(event, EventBase) else event
+        key: without_replaced(event) if isinstance(event, EventBase) else event
         for key, event in state.items()
     }
 
@@ -231,7 +227,7 @@ def lift_history_visibility_for_servers(
                 lifted = await _server_may_see(
                     storage, target_server_name, local_server_name, hidden
                 )
-                result = _merged(events, result, map(_without_replaced, lifted))
+                result = _merged(events, result, map(without_replaced, lifted))
         return result
 
     async def _server_may_see(
@@ -278,19 +274,6 @@ def _merged(
     shown = {event_of(client_event).event_id: client_event for client_event in visible}
     shown.update((event_of(client_event).event_id, client_event) for client_event in lifted)
     return [shown[event.event_id] for event in events if event.event_id in shown]
-
-
-def _without_replaced(client_event: ClientEvent) -> ClientEvent:
-    """Return an event without what Synapse says of the state event that it replaced."""
-    event = event_of(client_event)
-    names = [name for name in _ABOUT_REPLACED if name in event.unsigned]
-    if not names:
-        return client_event
-    # The event itself is shared by all requests.
-    copy: Any = events_utils.clone_event(event)
-    for name in names:
-        del copy.unsigned[name]
-    return copy if client_event is event else attr.evolve(client_event, event=copy)
 
 
 def _replace_everywhere(name: str, original: object, replacement: object) -> None:

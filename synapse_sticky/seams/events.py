@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, cast
 
+import attr
 from synapse import visibility
 from synapse.api.constants import Membership
 from synapse.events import EventBase
@@ -57,6 +58,22 @@ def sticky_duration_ms(event: EventBase) -> int | None:
     return None if sticky is None else stickiness.effective_duration_ms(sticky)
 
 
+_ABOUT_REPLACED: Final = ("prev_content", "prev_sender", "replaces_state")
+
+
+def without_replaced(client_event: ClientEvent) -> ClientEvent:
+    """Return an event without what Synapse says of the state event that it replaced."""
+    event = event_of(client_event)
+    names = [name for name in _ABOUT_REPLACED if name in event.unsigned]
+    if not names:
+        return client_event
+    # The event itself is shared by all requests.
+    copy: Any = events_utils.clone_event(event)
+    for name in names:
+        del copy.unsigned[name]
+    return copy if client_event is event else attr.evolve(client_event, event=copy)
+
+
 class EventSource:
     """Reads events for clients."""
 
@@ -71,6 +88,7 @@ class EventSource:
         self._account_data_changes = self._store._account_data_stream_cache
         require(self._account_data_changes, "has_entity_changed", "entity", "stream_pos")
         require(self._store, "have_events_in_timeline", "event_ids")
+        require(events_utils, "clone_event", "event")
         require(self._serializer, "serialize_events", "events", "time_now", "config")
         self._clock = clock
 
