@@ -121,7 +121,8 @@ def _on_formatted_events(hs: HomeServer, complete: Complete) -> None:
     async def serialize_events(*args: Any, **kwargs: Any) -> Any:
         formatted = await serialize_many(*args, **kwargs)
         for event in formatted:
-            await complete(event)
+            if "redacted_because" in event.get("unsigned", _NOTHING):
+                await complete(event)
         return formatted
 
     wrap(serializer, "serialize_event", serialize_event, "event", "time_now", "config")

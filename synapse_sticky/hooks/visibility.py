@@ -260,11 +260,12 @@ def _hidden_sticky(
     is_sticky: Callable[[str], bool],
 ) -> list[EventBase]:
     """Return the sticky events that are not among the visible ones."""
-    sticky = [e for e in events if is_sticky(e.event_id) and sticky_duration_ms(e)]
+    sticky = [event for event in events if is_sticky(event.event_id)]
     if not sticky:
         return sticky
     visible_ids = {event_of(client_event).event_id for client_event in visible}
-    return [event for event in sticky if event.event_id not in visible_ids]
+    # Reading the duration costs more than all else here, and nearly always none is hidden.
+    return [e for e in sticky if e.event_id not in visible_ids and sticky_duration_ms(e)]
 
 
 def _merged(
