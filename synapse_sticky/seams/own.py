@@ -2,7 +2,7 @@
 """Synapse's own sticky events, which are off where the module is."""
 
 import logging
-from typing import Any, Final
+from typing import Any
 
 from synapse.server import HomeServer
 from synapse.storage.engines import PostgresEngine
@@ -11,9 +11,6 @@ from synapse.types.rest import client as rest_types
 from synapse_sticky.seams.checks import require
 
 logger = logging.getLogger(__name__)
-
-# Any will do that Synapse knows, or can be told of without harm.
-_WRITER: Final = "master"
 
 
 def take_the_place_of_synapses_own(hs: HomeServer) -> None:
@@ -53,12 +50,14 @@ class OwnTokens:
             and isinstance(self._store.database_engine, PostgresEngine)
         )
         if self._name_writers:
-            require(self._store, "get_id_for_instance")
+            require(self._store, "get_id_for_instance", "instance_name")
+        # Any writer of events will do. Synapse numbers these itself, for its own tokens.
+        self._writer = hs.config.worker.writers.events[0]
 
     async def writer_id(self) -> int | None:
         """Return the number of a writer of events; None if tokens do not name any."""
         if not self._name_writers:
             return None
         # Synapse remembers it.
-        number: int = await self._store.get_id_for_instance(_WRITER)
+        number: int = await self._store.get_id_for_instance(self._writer)
         return number
