@@ -57,6 +57,9 @@ class StickyEventsModule:
     def __init__(self, config: StickyEventsConfig, api: ModuleApi) -> None:
         check_synapse_version()
         hs = homeserver_of(api)
+        if hs.config.worker.worker_app == "synapse.app.admin_cmd":
+            # A tool that ends once it has done its work, and serves nobody.
+            return
         take_the_place_of_synapses_own(hs)
         sending.check()
         sync.check()

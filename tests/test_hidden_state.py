@@ -402,3 +402,38 @@ def test_lifting_shows_nothing_else(make_homeserver: MakeHomeserver, remote: Rem
                 if missing and '"limit": 50' in name:
                     problems.append(f"{name} lacks {missing}")
     assert not problems, "\n".join(problems[:100])
+
+
+# K2
+def test_rooms_without_lifted_events_are_as_ever(make_homeserver: MakeHomeserver) -> None:
+    """Synapse makes the rooms of an answer one after the other, in a few contexts."""
+    homeserver = make_homeserver()
+    homeserver.start()
+    alice, bob = homeserver.register(), homeserver.register()
+    visibility = {"type": "m.room.history_visibility", "state_key": ""}
+    joined_only = [{**visibility, "content": {"history_visibility": "joined"}}]
+    lifted = []
+    for _ in range(20):
+        lifted.append(alice.create_room(preset="public_chat", initial_state=joined_only))
+        alice.send(lifted[-1], sticky_ms=HOUR_MS)
+        bob.join(lifted[-1])
+    rooms = []
+    for _ in range(20):
+        rooms.append(alice.create_room(preset="public_chat", topic="old"))
+        bob.join(rooms[-1])
+        alice.send_state(rooms[-1], "m.room.topic", {"topic": "new"})
+    window = {"ranges": [[0, 99]], "required_state": [["m.room.topic", ""]], "timeline_limit": 3}
+
+    def replaced_topics(connection: str) -> list[str]:
+        answer = bob.sliding_sync({"conn_id": connection, "lists": {"all": window}})
+        return [
+            event["unsigned"].get("prev_content", {}).get("topic")
+            for room in rooms
+            for event in answer["rooms"][room]["required_state"]
+        ]
+
+    assert replaced_topics("first") == ["old"] * len(rooms)
+    # Now these come before the others.
+    for room in lifted:
+        alice.send(room)
+    assert replaced_topics("second") == ["old"] * len(rooms)

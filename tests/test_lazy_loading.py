@@ -7,6 +7,7 @@ import pytest
 from harness.client import Client, JsonDict, quote
 from harness.homeserver import Homeserver
 from tests.support import (
+    MakeHomeserver,
     follow_until_seen,
     ids,
     joined_room,
@@ -269,3 +270,26 @@ def test_state_after(
             answer = reader.sync(room, sent, filter=lazy(timeline), **arguments)
             assert sent[-1] in ids(sticky_in(answer, room))
             assert {bob.user_id, carol.user_id} <= set(members(answer, room, section))
+
+
+# C3, C12
+def test_a_lost_page_brings_its_members_again(make_homeserver: MakeHomeserver) -> None:
+    """Nothing but the section moved: Synapse cannot tell that response from the one before."""
+    homeserver = make_homeserver(module_config={"max_events_per_sync": 1})
+    homeserver.start()
+    alice, bob, carol, reader = (homeserver.register() for _ in range(4))
+    room = alice.create_room(preset="public_chat", name="Sticky")
+    for member in (bob, carol, reader):
+        member.join(room)
+    alice.send(room)
+    since = reader.sync(filter=lazy())["next_batch"]
+    event_ids = send_sticky(bob, room) + send_sticky(carol, room)
+    followed = follow_until_seen(reader, room, event_ids, since, filter=lazy())
+    last_page = [n for n, a in enumerate(followed.answers) if sticky_in(a, room)][-1]
+    token = followed.answers[last_page - 1]["next_batch"]
+    # With another timeout Synapse does not answer from its cache of responses.
+    for timeout_ms in (1, 2):
+        again = reader.sync(token, filter=lazy(), timeout_ms=timeout_ms)
+        assert ids(sticky_in(again, room)) == event_ids[1:]
+        state = joined_room(again, room)["state"]["events"]
+        assert carol.user_id in [event["state_key"] for event in state]

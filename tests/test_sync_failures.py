@@ -15,8 +15,9 @@ import pytest
 from harness.client import Client, JsonDict, quote
 from harness.homeserver import Homeserver
 from harness.wait import eventually
-from tests.sliding import MEMBER, Connection, send_known, subscription
+from tests.sliding import MEMBER, Connection, no_window, send_known, subscription
 from tests.support import (
+    MakeHomeserver,
     follow_until_seen,
     ids,
     joined_room,
@@ -24,6 +25,7 @@ from tests.support import (
     sabotage,
     send_plain,
     sticky_in,
+    text,
     timeline_in,
 )
 
@@ -262,3 +264,46 @@ def test_events_that_are_purged_meanwhile(
     again = bob.sync(answer["next_batch"], filter=NOTHING)
     assert joined_room(again, room) == {}
     assert set(ids(sticky_in(bob.sync(filter=NOTHING), room))).isdisjoint(purged)
+
+
+# C2a
+def test_what_is_bundled_cannot_be_read(make_homeserver: MakeHomeserver) -> None:
+    homeserver = make_homeserver()
+    sabotage(homeserver, "UnreadableBundles")
+    homeserver.start()
+    alice = homeserver.register()
+    room = alice.create_room()
+    (event_id,) = send_known(alice, room)
+    edit = {"rel_type": "m.replace", "event_id": event_id}
+    alice.send(room, {**text("*"), "m.new_content": text("x"), "m.relates_to": edit})
+    position = homeserver.log_position()
+    assert event_id in ids(alice.messages(room)["chunk"])
+    shown = alice.event(room, event_id)
+    assert "m.replace" not in shown["unsigned"].get("m.relations", {})
+    eventually(
+        lambda: "Cannot tell what may be bundled" in homeserver.problems_since(position),
+        what="the complaint in the log",
+    )
+
+
+# X4, C2a
+def test_many_joins_are_waited_for_once(make_homeserver: MakeHomeserver, tmp_path: Path) -> None:
+    homeserver = make_homeserver()
+    functions = ["synapse_sticky.noticing.indexer:Indexer._read_news"]
+    sabotage(homeserver, "Unreliable", {"directory": str(tmp_path), "functions": functions})
+    homeserver.start()
+    alice, bob = homeserver.register(), homeserver.register()
+    rooms = [alice.create_room(preset="public_chat") for _ in range(12)]
+    for room in rooms:
+        send_known(alice, room)
+    connection = Connection(bob, {"all": no_window()})
+    connection.drain()
+    (tmp_path / "slow__read_news").touch()
+    for room in rooms:
+        bob.join(room)
+    began = time.monotonic()
+    connection.ask()
+    # One after the other that would be six seconds. On a busy machine a second more than one
+    # wait is no sign of that.
+    assert time.monotonic() - began < 3
+    (tmp_path / "slow__read_news").unlink()

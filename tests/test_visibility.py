@@ -14,9 +14,11 @@ from tests.support import (
     HOUR_MS,
     REMAINING_KEY,
     SYNC_SECTION,
+    MakeHomeserver,
     follow_until_seen,
     ids,
     now_ms,
+    send_sticky,
     sleep_until,
     sticky_in,
     text,
@@ -522,3 +524,31 @@ def test_no_remaining_time_on_redacted_events(alice: Client, bob: Client, room: 
 
     event = eventually(redacted, what="the redaction") or {}
     assert REMAINING_KEY not in event["unsigned"]
+
+
+# E5, K2
+def test_redacted_events_are_not_lifted_as_they_were(make_homeserver: MakeHomeserver) -> None:
+    """With MSC2815 some users may read redacted events, if the room does not hide them."""
+    homeserver = make_homeserver(extra_config={"experimental_features": {"msc2815_enabled": True}})
+    homeserver.start()
+    alice, bob = homeserver.register(), homeserver.register()
+    visibility = {"history_visibility": "joined"}
+    room = alice.create_room(
+        preset="public_chat",
+        initial_state=[
+            {"type": "m.room.history_visibility", "state_key": "", "content": visibility}
+        ],
+        power_level_content_override={"users_default": 100},
+    )
+    (event_id,) = send_sticky(alice, room, content=text("secret"))
+    bob.join(room)
+    path = f"/_matrix/client/v3/rooms/{quote(room)}/event/{quote(event_id)}"
+    unredacted = {"fi.mau.msc2815.include_unredacted_content": "true"}
+    eventually(
+        lambda: bob.request("GET", path, params=unredacted)["content"] == text("secret"),
+        what="the sticky event on /event",
+    )
+    alice.redact(room, event_id)
+    with pytest.raises(MatrixError) as hidden:
+        bob.request("GET", path, params=unredacted)
+    assert hidden.value.status == 404

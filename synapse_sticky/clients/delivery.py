@@ -101,11 +101,14 @@ class Delivery:
             for event in self._reader.index.in_room(room_id, self._clock.now_ts())
         )
 
-    async def wait_for_join(
-        self, user_id: str, room_id: str, written: PersistedEventPosition
+    async def wait_for_joins(
+        self, user_id: str, joins: Mapping[str, PersistedEventPosition]
     ) -> None:
-        """See :meth:`IndexReader.wait_for_join`."""
-        await self._reader.wait_for_join(user_id, room_id, written)
+        """Wait until a user's joins to these rooms are noticed, for a bounded time."""
+        is_noticed = self._reader.is_join_noticed
+        await self._reader.wait_until(
+            lambda: all(is_noticed(user_id, room_id, at) for room_id, at in joins.items())
+        )
 
     def rooms_with_events(self, rooms: Set[str]) -> list[str]:
         """Those of these rooms that have deliverable events."""
@@ -183,7 +186,7 @@ class Delivery:
             # What was held then is handed out as if nobody had seen it.
             or (since.leaves_undecided(event_id) and not index.was_held(event_id))
         }
-        rooms_again = from_start | {e.room_id for e in live if since.names(e.room_id)}
+        rooms_again = from_start | set(filter(since.names, {e.room_id for e in live}))
         senders_again = _named_senders(live, since) - ignored
         again = [
             event

@@ -130,6 +130,10 @@ class StickyIndex:
     ) -> None:
         """Take over what the store says, oldest first, and how far that goes."""
         for change in events:
+            known = self._events.get(change.event_id)
+            if known is not None and known.position == change.position:
+                # Read once more: the log must stay in order.
+                continue
             self._discard(change.event_id)
             bucket = change.expires_ts // _EXPIRY_BUCKET_MS
             if change.position is None:

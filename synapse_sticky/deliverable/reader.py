@@ -41,6 +41,9 @@ logger = logging.getLogger(__name__)
 MAX_WAIT_MS: Final = 500
 """How long a request waits for this process to catch up, at most."""
 
+# How many times of receipt are remembered of events that the index does not know.
+_MAX_RECEIVED: Final = 10_000
+
 STORED: Final = "stored"
 """The kind of the message :class:`Stored`."""
 
@@ -81,6 +84,7 @@ class IndexReader:
         self._stored_listeners: list[Callable[[Stored], None]] = []
         # With the writer of each, and until when requests wait for it.
         self._expected: dict[StoredEvent, tuple[str, int]] = {}
+        self._received: dict[str, int] = {}
 
     def subscribe(self, listener: Callable[[Changes], None]) -> None:
         """Call this with the changes that the index has just taken over. It must not raise."""
@@ -212,12 +216,6 @@ class IndexReader:
             self.index.has_passed(written.instance_name, written.stream)
         )
 
-    async def wait_for_join(
-        self, user_id: str, room_id: str, written: PersistedEventPosition
-    ) -> None:
-        """Wait until a join is noticed, for a bounded time."""
-        await self.wait_until(lambda: self.is_join_noticed(user_id, room_id, written))
-
     async def resolve_since(self, since: Since) -> Since:
         """From where to read, for a client that says how far it has read.
 
@@ -237,9 +235,15 @@ class IndexReader:
         latest = stickiness.expires_ts(duration_ms, self._clock.now_ts(), origin_server_ts)
         if latest <= self._clock.now_ts():
             return latest
-        received_ts = await self._tables.get_received_ts(event_id)
+        # It never changes, and whoever shows such an event does so again and again.
+        received_ts = self._received.get(event_id)
         if received_ts is None:
-            return latest
+            received_ts = await self._tables.get_received_ts(event_id)
+            if received_ts is None:
+                return latest
+            if len(self._received) >= _MAX_RECEIVED:
+                self._received.clear()
+            self._received[event_id] = received_ts
         return stickiness.expires_ts(duration_ms, received_ts, origin_server_ts)
 
     async def wait_until(self, is_there: Callable[[], bool]) -> None:

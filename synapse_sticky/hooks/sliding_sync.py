@@ -274,6 +274,7 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
         waiting = self._delivery.rooms_due(user_id, rooms, since.position).union(
             self._delivery.rooms_with_events(rooms.newly_joined)
         )
+        missing = {}
         for room_id in waiting:
             membership = rooms.membership(room_id)
             if (
@@ -283,7 +284,9 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
                 # Not just a new name or avatar.
                 and await self._events.is_real_join(membership.event_id)
             ):
-                await self._delivery.wait_for_join(user_id, room_id, membership.event_pos)
+                missing[room_id] = membership.event_pos
+        if missing:
+            await self._delivery.wait_for_joins(user_id, missing)
 
     def _unmatched(
         self,

@@ -206,7 +206,7 @@ class StickySyncHandler(sync.SyncHandler):
             added += members.values()
         # Nothing can fail from here on.
         builder.joined[:] = entries.values()
-        if memory is not None:
+        if memory is not None and _moves_timelines(builder):
             memory.mark(added)
 
     async def _entry_for_section(
@@ -270,6 +270,18 @@ class StickySyncHandler(sync.SyncHandler):
         wanted = await config.filter_collection.filter_room_state(events.values())
         # An event of the section may be all that this user may see of the sender's past.
         return {(event.type, event.state_key): without_replaced(event) for event in wanted}
+
+
+def _moves_timelines(builder: sync.SyncResultBuilder) -> bool:
+    """Whether Synapse can tell this response from the one before it.
+
+    Its memory of members forgets what a lost response had, and knows that one by the
+    position of timelines. So what comes without any move of theirs must not be remembered.
+    """
+    since_token = builder.since_token
+    return since_token is None or not builder.now_token.room_key.is_before_or_eq(
+        since_token.room_key
+    )
 
 
 def _unread(builder: sync.SyncResultBuilder, newly_joined: Set[str]) -> Since:

@@ -69,7 +69,8 @@ def add_remaining_time(
 
     async def complete(formatted: JsonDict) -> None:
         sticky = formatted.get(EVENT_KEY)
-        if sticky is not None:
+        # A client may have asked for a few fields only.
+        if sticky is not None and {"event_id", "origin_server_ts"} <= formatted.keys():
             formatted.setdefault("unsigned", {}).update(
                 await fields(
                     formatted["event_id"],
@@ -79,9 +80,9 @@ def add_remaining_time(
             )
 
     async def complete_redaction(formatted: JsonDict) -> None:
-        because = formatted.get("unsigned", _NOTHING).get("redacted_because")
-        if because is not None:
-            with shielded(_CONSEQUENCE):
+        with shielded(_CONSEQUENCE):
+            because = formatted.get("unsigned", _NOTHING).get("redacted_because")
+            if because is not None:
                 # One of Synapse's formats has it there as well.
                 is_on_top = formatted.get("redacted_because") == because
                 await complete(because)

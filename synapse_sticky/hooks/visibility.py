@@ -102,11 +102,15 @@ def lift_history_visibility(hs: HomeServer, is_sticky: Callable[[str], bool]) ->
         # Erased senders are left to Synapse's rules and its pruning, which being
         # included regardless would skip. Outliers it cannot handle.
         joined_rooms = await store.get_rooms_for_user(user_id)
+        # Some requests read redacted events as they were: those are not sticky any more.
+        stored = await store.get_events_as_list([event.event_id for event in events])
+        sticky_ids = {event.event_id for event in stored if sticky_duration_ms(event)}
         erased = await store.are_users_erased({e.sender for e in events})
         return [
             e
             for e in events
             if e.room_id in joined_rooms
+            and e.event_id in sticky_ids
             and not erased.get(e.sender)
             and not e.internal_metadata.is_outlier()
         ]
@@ -138,11 +142,11 @@ def hide_state_beside_lifted_events(hs: HomeServer) -> None:
     wrap(sliding_sync.SlidingSyncHandler, "get_room_sync_data", get_room)
     current_state = state.get_current_state
 
-    async def get_current_state(*args: Any, **kwargs: Any) -> Any:
-        found = await current_state(*args, **kwargs)
-        return _state_without_replaced(found) if _lifted.get() else found
+    async def get_current_state(room_id: str, *args: Any, **kwargs: Any) -> Any:
+        found = await current_state(room_id, *args, **kwargs)
+        return _state_without_replaced(found) if room_id in _lifted.get().values() else found
 
-    wrap(state, "get_current_state", get_current_state)
+    wrap(state, "get_current_state", get_current_state, "room_id")
 
 
 def _current_if_lifted(
@@ -174,8 +178,14 @@ def _without_replaced_state(
     """
 
     async def method(*args: Any, **kwargs: Any) -> Any:
-        result = await original(*args, **kwargs)
-        if not _lifted.get() or not (events := getattr(result, field)):
+        # Rooms of a response share a context: what was lifted in others does not matter.
+        token = _lifted.set(_NONE_LIFTED)
+        try:
+            result = await original(*args, **kwargs)
+            is_lifted = bool(_lifted.get())
+        finally:
+            _lifted.reset(token)
+        if not is_lifted or not (events := getattr(result, field)):
             return result
         return attr.evolve(result, **{field: [without_replaced(event) for event in events]})
 
@@ -289,7 +299,7 @@ def _replace_everywhere(name: str, original: object, replacement: object) -> Non
 
 
 def filter_bundled_aggregations(hs: HomeServer, is_sticky: Callable[[str], bool]) -> None:
-    """Takes from what is bundled with sticky events whatever the user may not see."""
+    """Leave out what is bundled with sticky events and the user may not see."""
     relations = hs.get_relations_handler()
     require(relations, "get_bundled_aggregations", "user_id")
     store: Any = hs.get_datastores().main
@@ -300,12 +310,14 @@ def filter_bundled_aggregations(hs: HomeServer, is_sticky: Callable[[str], bool]
         bundled: dict[str, Any] = await original(events, user_id)
         lifted = {event_id: b for event_id, b in bundled.items() if is_sticky(event_id)}
         if lifted:
-            event_ids = {e for b in lifted.values() for e in _bundled_event_ids(b)}
-            visible = await visibility.filter_and_transform_events_for_client(
-                storage, user_id, await store.get_events_as_list(event_ids)
-            )
-            # No state events: what is bundled still says what they replaced.
-            visible_ids = {e.event_id for e in map(event_of, visible) if not e.is_state()}
+            visible_ids: set[str] = set()
+            with shielded("Cannot tell what may be bundled with sticky events: it is left out"):
+                event_ids = {e for b in lifted.values() for e in _bundled_event_ids(b)}
+                visible = await visibility.filter_and_transform_events_for_client(
+                    storage, user_id, await store.get_events_as_list(event_ids)
+                )
+                # No state events: what is bundled still says what they replaced.
+                visible_ids = {e.event_id for e in map(event_of, visible) if not e.is_state()}
             bundled.update((event_id, _only(b, visible_ids)) for event_id, b in lifted.items())
         return bundled
 

@@ -34,16 +34,34 @@ class CurrentStateCheck:
 
     async def authorised_by(self, event_id: str) -> frozenset[tuple[str, str]]:
         """The types and state keys that decide whether an event is authorised."""
-        event = await self._store.get_event(event_id, allow_none=True)
+        try:
+            event = await self._store.get_event(event_id, allow_none=True)
+        except Exception as error:
+            self._pass_over(event_id, error)
+            return frozenset()
         return _auth_types(event) if event is not None else frozenset()
 
     async def allows(self, event_id: str) -> bool:
         """Whether the event would be authorised if it were sent now.
 
-        False as well if it was rejected, or cannot be found. What the current
+        False as well if it was rejected, or cannot be found or read. What the current
         state does not know (a membership, in a room with partial state) is taken
         from the event's own auth events. Does not wait for a join under way.
         """
+        try:
+            return await self._allows(event_id)
+        except Exception as error:
+            self._pass_over(event_id, error)
+            return False
+
+    def _pass_over(self, event_id: str, error: Exception) -> None:
+        """Let one event that Synapse cannot read not keep us from all others."""
+        if isinstance(error, self._store.database_engine.module.Error):
+            # That is the database, not the event: try again later.
+            raise error
+        logger.warning("Cannot read event %s: %s; it stays held", event_id, type(error).__name__)
+
+    async def _allows(self, event_id: str) -> bool:
         event = await self._store.get_event(event_id, allow_none=True)
         if event is None or event.rejected_reason is not None:
             return False

@@ -74,7 +74,8 @@ class StreamContents:
     """The sticky events, joins and changes of state in some ranges of Synapse's streams.
 
     Attributes:
-        has_others: whether there are events that look sticky and are not, or not any more.
+        has_others: whether there are events that a response may take for sticky ones, which
+            they are no longer.
     """
 
     candidates: list[Candidate]

@@ -76,7 +76,9 @@ def check_tables(txn: Cursor) -> None:
         try:
             txn.execute(f"SELECT {columns} FROM {table} LIMIT 0")
         except Exception as error:
-            raise misfit(f"the table {table} does not have the columns {columns}") from error
+            raise misfit(
+                f"the table {table} cannot be read with the columns {columns} ({error})"
+            ) from error
         txn.execute("RELEASE SAVEPOINT synapse_sticky_check")
 
 
@@ -113,13 +115,12 @@ class SynapseTables:
                     )
                     if watched_rooms:
                         state_changes += _find_state_changes(txn, part, watched_rooms)
-            candidates = _candidates(found, now_ts)
+            candidates, has_others = _candidates(found, now_ts)
             # An event that was found twice is unchecked if it was in either place.
             each: dict[str, Candidate] = {}
             for candidate in candidates:
                 if candidate.event_id not in each or candidate.unchecked:
                     each[candidate.event_id] = candidate
-            has_others = len(candidates) < len(found)
             return StreamContents(list(each.values()), joins, state_changes, has_others)
 
         return await self._api.run_db_interaction("sticky_find", find_txn)
@@ -166,7 +167,7 @@ class SynapseTables:
                 f"WHERE {_COULD_BE_STICKY} ORDER BY e.stream_ordering",
                 _could_be_sticky_arguments(now_ts),
             )
-            candidates = _candidates(txn.fetchall(), now_ts)
+            candidates, _ = _candidates(txn.fetchall(), now_ts)
             txn.execute("SELECT event_id FROM sticky_events WHERE expires_at > ?", (now_ts,))
             delivered = {event_id for (event_id,) in txn}
             return [
@@ -330,8 +331,10 @@ def _could_be_sticky_arguments(now_ts: int) -> tuple[object, ...]:
     return (now_ts - stickiness.MAX_DURATION_MS, _EVENT_KEY_PATTERN)
 
 
-def _candidates(rows: Sequence[Row], now_ts: int) -> list[Candidate]:
-    found = []
+def _candidates(rows: Sequence[Row], now_ts: int) -> tuple[list[Candidate], bool]:
+    """Return the sticky events among rows, and whether others may pass for such."""
+    found: list[Candidate] = []
+    has_others = False
     for row in rows:
         event_id, room_id, sender, stream_ordering, received_ts, origin_ts, text, metadata = row[:8]
         try:
@@ -346,6 +349,8 @@ def _candidates(rows: Sequence[Row], now_ts: int) -> list[Candidate]:
             continue
         expires_ts = stickiness.expires_ts(duration_ms, received_ts, origin_ts)
         if expires_ts <= now_ts:
+            # Over already, and dated ahead: a response that shows it cannot know.
+            has_others = has_others or origin_ts + duration_ms > now_ts
             continue
         found.append(
             Candidate(
@@ -364,4 +369,4 @@ def _candidates(rows: Sequence[Row], now_ts: int) -> list[Candidate]:
                 ),
             )
         )
-    return found
+    return found, has_others

@@ -208,6 +208,21 @@ def test_an_event_that_was_recorded_anew() -> None:
     assert not index.knows("$0")
 
 
+def test_changes_that_are_read_twice() -> None:
+    # C3: a process that starts reads the rows, and the newest of them once more a little later
+    changes = [
+        EventChange(f"$r{n}", f"!r{n}", "@a:b", position, 90_000, n)
+        for n, position in enumerate((10, 20, 30, 40))
+    ]
+    rooms = {change.room_id for change in changes}
+    index = StickyIndex()
+    index.apply(changes, [], 20)
+    index.apply(changes[2:], [], 40)
+    for since in (0, 10, 20, 30, 40):
+        found = [due.position for due in index.due(None, rooms, since, 0)]
+        assert found == [p for p in (10, 20, 30, 40) if p > since]
+
+
 def test_an_event_that_was_held() -> None:
     index = _index_of(_change(None, 50_000))
     assert index.knows("$0")
