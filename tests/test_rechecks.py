@@ -343,7 +343,9 @@ def test_a_join_that_is_back_by_state_resolution(
     content = {**content, "users": {**levels, bob.user_id: 0}}
     remote.send_event(room, carol, content, "m.room.power_levels", "", prev_events=[before])
     wait_until_joined(homeserver, room, dave.user_id)
-    assert drained(connection.collect(room, sent), room) == sent
+    # Such a join is as old as the event that it once was: no answer can know that the indexer
+    # has still to come to it. If one is faster, the events come once more.
+    assert set(drained(connection.collect(room, sent), room)) == set(sent)
 
 
 # K1
