@@ -28,7 +28,7 @@ from tests.support import (
 )
 
 LONG_MS = 600_000
-SHORT_MS = 6_000
+SHORT_MS = 15_000
 
 Read = Callable[[], Any]
 
