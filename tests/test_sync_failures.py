@@ -273,9 +273,9 @@ def test_what_is_bundled_cannot_be_read(make_homeserver: MakeHomeserver) -> None
     homeserver.start()
     alice = homeserver.register()
     room = alice.create_room()
-    (event_id,) = send_known(alice, room)
+    (event_id,) = send_known(alice, room, type="m.room.message", content=text("x"))
     edit = {"rel_type": "m.replace", "event_id": event_id}
-    alice.send(room, {**text("*"), "m.new_content": text("x"), "m.relates_to": edit})
+    alice.send(room, {**text("*"), "m.new_content": text("y"), "m.relates_to": edit})
     position = homeserver.log_position()
     assert event_id in ids(alice.messages(room)["chunk"])
     shown = alice.event(room, event_id)
