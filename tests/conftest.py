@@ -38,9 +38,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--kills",
         type=int,
-        default=16,
-        help="how often a process is killed under load, in each deployment (default: 16, "
-        "which is twice each process of a worker deployment)",
+        default=8,
+        help="how often a process is killed under load, in each deployment (default: 8, "
+        "which is once each process of a worker deployment)",
     )
     parser.addoption(
         "--repeats",
