@@ -265,7 +265,7 @@ class IndexReader:
             for event, (writer, until_ts) in self._expected.items()
             if until_ts > now_ts
             and not index.knows(event.event_id)
-            and not index.read.cover(writer, event.stream_ordering)
+            and not index.has_passed(writer, event.stream_ordering)
         }
 
     def _expect(self, stored: Stored) -> None:
