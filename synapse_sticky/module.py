@@ -72,8 +72,10 @@ class StickyEventsModule:
         source = EventSource(hs, clock)
         index = _prepare_tables(MigrationConnection(hs), clock.now_ts())
         broadcast = Broadcast(hs, clock)
-        messenger, waker = Messenger(hs), Waker(hs)
-        reader = IndexReader(api, store, tables, source, clock, broadcast, messenger, waker, index)
+        messenger, waker, bounds = Messenger(hs), Waker(hs), StreamBounds(hs)
+        reader = IndexReader(
+            api, store, tables, source, clock, broadcast, messenger, bounds, waker, index
+        )
         signal.subscribe(reader.on_signal)
         messages = {STORED: reader.on_stored_elsewhere, RECORDED: reader.on_recorded_elsewhere}
         on_messages(hs, messages)
@@ -94,7 +96,6 @@ class StickyEventsModule:
         extremities.install(hs)
         reader.start(config)
 
-        bounds = StreamBounds(hs)
         ledger: Ledger | None = None
         looper: Looper | None = None
         if federation.sends:
@@ -113,7 +114,6 @@ class StickyEventsModule:
             outgoing.follow_returns(hs, looper.on_back)
         self._debts = Debts(clock, store, reader, federation, ledger, looper)
 
-        bounds = StreamBounds(hs)
         if api.should_run_background_tasks():
             check = CurrentStateCheck(hs)
             indexer = Indexer(

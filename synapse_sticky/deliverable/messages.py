@@ -20,11 +20,17 @@ MAX_EVENTS: Final = 100
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class StoredEvent:
-    """A sticky event that a process has just stored."""
+    """A sticky event that a process has just stored.
+
+    Attributes:
+        expires_ts: when it expires, but for the moments that storing it took, in ms since
+            the epoch.
+    """
 
     event_id: str
     room_id: str
     stream_ordering: int
+    expires_ts: int
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
+import attr
 from synapse.module_api import ModuleApi
 from synapse.types import PersistedEventPosition
 
@@ -26,7 +27,7 @@ from synapse_sticky.seams.background import Broadcast, Clock
 from synapse_sticky.seams.bounds import NOTHING_READ, Bounds
 from synapse_sticky.seams.events import EventSource
 from synapse_sticky.seams.signal import Messenger
-from synapse_sticky.seams.streams import Waker
+from synapse_sticky.seams.streams import StreamBounds, Waker
 from synapse_sticky.seams.tables import SynapseTables
 from synapse_sticky.storage.rows import Changes
 from synapse_sticky.storage.store import (
@@ -51,6 +52,22 @@ RECORDED: Final = "recorded"
 """The kind of the message :class:`Recorded`."""
 
 
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class _Expected:
+    """A sticky event that is stored and not recorded yet, as far as this process knows.
+
+    Attributes:
+        writer: the name of the process that stored it.
+        until_ts: how long requests wait for it.
+        is_late: whether clients may have been answered before this process expected it.
+    """
+
+    event: StoredEvent
+    writer: str
+    until_ts: int
+    is_late: bool
+
+
 class IndexReader:
     """Keeps a :class:`StickyIndex` up to date, and wakes clients for its news.
 
@@ -67,6 +84,7 @@ class IndexReader:
         clock: Clock,
         broadcast: Broadcast,
         messenger: Messenger,
+        bounds: StreamBounds,
         waker: Waker,
         index: StickyIndex,
     ) -> None:
@@ -77,13 +95,13 @@ class IndexReader:
         self._clock = clock
         self._broadcast = broadcast
         self._messenger = messenger
+        self._bounds = bounds
         self._waker = waker
         self.index = index
         self._listeners: list[Callable[[Changes], None]] = []
         self._wait_listeners: list[Callable[[], None]] = []
         self._stored_listeners: list[Callable[[Stored], None]] = []
-        # With the writer of each, and until when requests wait for it.
-        self._expected: dict[StoredEvent, tuple[str, int]] = {}
+        self._expected: dict[str, _Expected] = {}
         self._received: dict[str, int] = {}
 
     def subscribe(self, listener: Callable[[Changes], None]) -> None:
@@ -116,11 +134,15 @@ class IndexReader:
     def on_stored(self, stored: Stored) -> None:
         """This process has stored sticky events: tell all processes, this one too."""
         self._messenger.send(STORED, stored.encode)
-        self._expect(stored)
+        # Its clients are woken next.
+        self._expect(stored, is_late=lambda event: False)
 
     def on_stored_elsewhere(self, message: str) -> None:
         """Another process has stored sticky events."""
-        self._expect(Stored.decode(message))
+        stored = Stored.decode(message)
+        # Usually that comes here before Synapse's own news of these events, which wakes clients.
+        seen = self._bounds.known_from(stored.writer)
+        self._expect(stored, is_late=lambda event: event.stream_ordering <= seen)
 
     async def on_recorded(self, recorded: Recorded) -> None:
         """This process has recorded events: take them over, and tell all others."""
@@ -168,7 +190,11 @@ class IndexReader:
             return
         for listener in self._listeners:
             listener(changes)
-        rooms = {change.room_id for change in changes.events if change.position is not None}
+        rooms = {
+            change.room_id
+            for change in changes.events
+            if not self._waits_for(change.event_id) and change.position is not None
+        }
         users = {join.member for join in changes.joins if not join.is_of_server}
         if rooms or users:
             # Waking pokes whoever watches the streams, this process included:
@@ -199,7 +225,7 @@ class IndexReader:
         """
         while self._expected:
             self._forget_noticed()
-            ends = [ts for e, (writer, ts) in self._expected.items() if is_wanted(e, writer)]
+            ends = [e.until_ts for e in self._expected.values() if is_wanted(e.event, e.writer)]
             if not ends:
                 return
             self._hurry()
@@ -232,6 +258,9 @@ class IndexReader:
         noticed = self.index.expires_ts(event_id)
         if noticed is not None:
             return noticed
+        expected = self._expected.get(event_id)
+        if expected is not None:
+            return expected.event.expires_ts
         latest = stickiness.expires_ts(duration_ms, self._clock.now_ts(), origin_server_ts)
         if latest <= self._clock.now_ts():
             return latest
@@ -261,18 +290,29 @@ class IndexReader:
     def _forget_noticed(self) -> None:
         now_ts, index = self._clock.now_ts(), self.index
         self._expected = {
-            event: (writer, until_ts)
-            for event, (writer, until_ts) in self._expected.items()
-            if until_ts > now_ts
-            and not index.knows(event.event_id)
-            and not index.has_passed(writer, event.stream_ordering)
+            event_id: expected
+            for event_id, expected in self._expected.items()
+            if expected.until_ts > now_ts
+            and not index.has_passed(expected.writer, expected.event.stream_ordering)
         }
 
-    def _expect(self, stored: Stored) -> None:
+    def _expect(self, stored: Stored, is_late: Callable[[StoredEvent], bool]) -> None:
         until_ts = self._clock.now_ts() + MAX_WAIT_MS
-        self._expected.update((event, (stored.writer, until_ts)) for event in stored.events)
+        for event in stored.events:
+            if not self.index.knows(event.event_id):
+                expected = _Expected(event, stored.writer, until_ts, is_late(event))
+                self._expected[event.event_id] = expected
         for listener in self._stored_listeners:
             listener(stored)
+
+    def _waits_for(self, event_id: str) -> bool:
+        """Whether all clients that Synapse wakes for this event wait for it; not any more now."""
+        expected = self._expected.pop(event_id, None)
+        return (
+            expected is not None
+            and not expected.is_late
+            and expected.until_ts > self._clock.now_ts()
+        )
 
     async def _wake(self, users: Collection[str], rooms: Collection[str]) -> None:
         self._waker.wake(users, rooms)

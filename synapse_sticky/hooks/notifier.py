@@ -61,11 +61,11 @@ def on_sticky_events(
 
     def on_events(events: NewEvents) -> None:
         now_ts = clock.now_ts()
-        stored = [
-            StoredEvent(event.event_id, event.room_id, at.stream)
-            for event, at in events
-            if has_stickiness(event) and _may_be_deliverable(event, now_ts)
-        ]
+        stored = []
+        for event, at in events:
+            until_ts = _deliverable_until(event, now_ts) if has_stickiness(event) else None
+            if until_ts is not None:
+                stored.append(StoredEvent(event.event_id, event.room_id, at.stream, until_ts))
         if stored:
             callback(Stored(writer, bounds.written_by(writer), stored))
 
@@ -84,14 +84,13 @@ def _before_clients_are_told(hs: HomeServer, callback: Callable[[NewEvents], Non
     wrap(notifier, "on_new_room_events", on_new_room_events, "events_and_pos")
 
 
-def _may_be_deliverable(event: EventBase, now_ts: int) -> bool:
+def _deliverable_until(event: EventBase, now_ts: int) -> int | None:
+    """Return when an event expires that was stored now, None if nobody will be sent it."""
     duration_ms = sticky_duration_ms(event)
-    return (
-        duration_ms is not None
-        and expires_ts(duration_ms, now_ts, event.origin_server_ts) > now_ts
-        and not event.internal_metadata.is_soft_failed()
-        and not event.rejected_reason
-    )
+    if duration_ms is None or event.internal_metadata.is_soft_failed() or event.rejected_reason:
+        return None
+    until_ts = expires_ts(duration_ms, now_ts, event.origin_server_ts)
+    return until_ts if until_ts > now_ts else None
 
 
 def on_messages(hs: HomeServer, listeners: Mapping[str, Callable[[str], None]]) -> None:

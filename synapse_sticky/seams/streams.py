@@ -62,8 +62,12 @@ class StreamBounds:
 
     def written_by(self, writer: str) -> int:
         """Return up to where one writer has written the stream of events."""
-        written: int = self._events.get_current_token_for_writer(writer)
-        return max(written, self._told.get(writer, 0))
+        return max(self.known_from(writer), self._told.get(writer, 0))
+
+    def known_from(self, writer: str) -> int:
+        """Return up to where this process has one writer's events from Synapse itself."""
+        known: int = self._events.get_current_token_for_writer(writer)
+        return known
 
     def take_from(self, writer: str, written: int) -> None:
         """Take from a writer itself how far it is, before Synapse's replication tells."""

@@ -15,7 +15,10 @@ numbers = st.integers(-(2**62), 2**62)
 names = st.text(max_size=20)
 writers = st.dictionaries(names, numbers, max_size=3)
 stored = st.builds(
-    Stored, names, numbers, st.lists(st.builds(StoredEvent, names, names, numbers), max_size=3)
+    Stored,
+    names,
+    numbers,
+    st.lists(st.builds(StoredEvent, names, names, numbers, numbers), max_size=3),
 )
 recorded = st.builds(
     Recorded,
