@@ -27,6 +27,7 @@ from synapse_sticky.hooks.visibility import (
     lift_history_visibility_for_servers,
 )
 from synapse_sticky.noticing.admission import Admission
+from synapse_sticky.noticing.announcements import Announcements
 from synapse_sticky.noticing.indexer import Indexer
 from synapse_sticky.noticing.rechecks import Rechecks
 from synapse_sticky.seams.authorisation import CurrentStateCheck
@@ -124,6 +125,7 @@ class StickyEventsModule:
                 bounds,
                 Admission(check),
                 Rechecks(check),
+                Announcements(api, clock, store, messenger),
                 reader,
             )
             if bounds.is_only_writer:

@@ -198,6 +198,43 @@ def _unreliable(original: Any, name: str, directory: Path) -> Any:
     return unreliable
 
 
+class Deaf(_Saboteur):
+    """Processes do not hear what others tell them, or late, for as long as a file says so.
+
+    The configuration has a directory. The files in it are named `stored` and `recorded`, for
+    messages, and `signal`. They may have a number of seconds in them.
+    """
+
+    @staticmethod
+    def parse_config(config: dict[str, Any]) -> None:
+        from synapse_sticky.deliverable.reader import IndexReader
+        from synapse_sticky.seams.signal import Signal
+
+        for owner, method, name in (
+            (IndexReader, "on_stored_elsewhere", "stored"),
+            (IndexReader, "on_recorded_elsewhere", "recorded"),
+            (Signal, "invalidate", "signal"),
+            (Signal, "invalidate_all", "signal"),
+        ):
+            file = Path(config["directory"]) / name
+            setattr(owner, method, _deaf(getattr(owner, method), file))
+
+
+def _deaf(original: Any, file: Path) -> Any:
+    from twisted.internet import reactor
+
+    timer: Any = reactor
+
+    @functools.wraps(original)
+    def deaf(*args: Any) -> None:
+        if not file.exists():
+            original(*args)
+        elif seconds := file.read_text():
+            timer.callLater(float(seconds), original, *args)
+
+    return deaf
+
+
 class UnreadableBundles(_Saboteur):
     """Events that are bundled with others are gone when the module reads them."""
 

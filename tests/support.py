@@ -227,12 +227,17 @@ def quiet_token(client: Client) -> str:
 # Servers that are not as they should be
 
 
-def sabotage(homeserver: Homeserver, name: str, config: JsonDict | None = None) -> None:
+def sabotage(
+    homeserver: Homeserver,
+    name: str,
+    config: JsonDict | None = None,
+    module_config: JsonDict | None = None,
+) -> None:
     """Let a saboteur do its work whenever this homeserver starts."""
     shutil.copy(saboteurs.__file__, homeserver.directory / "saboteurs.py")
     modules: list[JsonDict] = [
         {"module": f"saboteurs.{name}", "config": config or {}},
-        {"module": MODULE, "config": {}},
+        {"module": MODULE, "config": module_config or {}},
     ]
     homeserver.reconfigure(extra_config={"modules": modules})
 

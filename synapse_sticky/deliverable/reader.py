@@ -2,8 +2,9 @@
 """Every process knows what is deliverable.
 
 The reader keeps the in-memory index up to date with what the one process that
-gives out positions has stored. That one tells what it is, in a message; a lost message
-is repaired by a signal that comes with the transaction, and a lost signal by a slow poll.
+gives out positions has stored. That one tells what it is, in a message. A lost message is
+noticed when the next one does not go on where the index ends, or by the signal that follows
+within a second; a lost signal by a slow poll.
 
 Sticky events that are stored and not recorded yet are *expected*: every process knows of
 them from the one that stored them, so that requests that should show them can wait, for a
@@ -22,7 +23,7 @@ from synapse_sticky import stickiness
 from synapse_sticky.clients.since import Since
 from synapse_sticky.config import StickyEventsConfig
 from synapse_sticky.deliverable.index import StickyIndex
-from synapse_sticky.deliverable.messages import MAX_EVENTS, Recorded, Stored, StoredEvent
+from synapse_sticky.deliverable.messages import Recorded, Stored, StoredEvent
 from synapse_sticky.seams.background import Broadcast, Clock
 from synapse_sticky.seams.bounds import NOTHING_READ, Bounds
 from synapse_sticky.seams.events import EventSource
@@ -129,7 +130,7 @@ class IndexReader:
             position: the last position given out, if that is known.
         """
         if position is None or position > self.index.position:
-            self._api.run_as_background_process("sticky_refresh", self._refresh_safely)
+            self._refresh_soon()
 
     def on_stored(self, stored: Stored) -> None:
         """This process has stored sticky events: tell all processes, this one too."""
@@ -145,15 +146,16 @@ class IndexReader:
         self._expect(stored, is_late=lambda event: event.stream_ordering <= seen)
 
     async def on_recorded(self, recorded: Recorded) -> None:
-        """This process has recorded events: take them over, and tell all others."""
-        if len(recorded.events) <= MAX_EVENTS:
-            self._messenger.send(RECORDED, recorded.encode)
+        """This process has recorded events."""
         if not self._go_on_with(recorded):
             await self.refresh()
 
     def on_recorded_elsewhere(self, message: str) -> None:
-        """Another process has recorded events. Without those before, it takes the signal."""
-        self._go_on_with(Recorded.decode(message))
+        """Another process has recorded events."""
+        recorded = Recorded.decode(message)
+        if not self._go_on_with(recorded) and recorded.position > self.index.position:
+            # What came before did not arrive here.
+            self._refresh_soon()
 
     def _go_on_with(self, recorded: Recorded) -> bool:
         """Take over events that were recorded right after those that are known here."""
@@ -316,6 +318,9 @@ class IndexReader:
 
     async def _wake(self, users: Collection[str], rooms: Collection[str]) -> None:
         self._waker.wake(users, rooms)
+
+    def _refresh_soon(self) -> None:
+        self._api.run_as_background_process("sticky_refresh", self._refresh_safely)
 
     async def _poll(self) -> None:
         self.index.expire(self._clock.now_ts())

@@ -24,6 +24,7 @@ from synapse_sticky.deliverable.positions import give_positions
 from synapse_sticky.deliverable.reader import IndexReader
 from synapse_sticky.noticing.absence import settled_before
 from synapse_sticky.noticing.admission import Admission, HeldReason
+from synapse_sticky.noticing.announcements import Announcements
 from synapse_sticky.noticing.ranges import in_steps, pending_ranges
 from synapse_sticky.noticing.rechecks import Rechecks
 from synapse_sticky.seams.background import Clock
@@ -57,6 +58,7 @@ class Indexer:
         bounds: StreamBounds,
         admission: Admission,
         rechecks: Rechecks,
+        announcements: Announcements,
         reader: IndexReader,
     ) -> None:
         self._api = api
@@ -66,6 +68,7 @@ class Indexer:
         self._bounds = bounds
         self._admission = admission
         self._rechecks = rechecks
+        self._announcements = announcements
         self._reader = reader
         self._now_ts = clock.now_ts
         self._read: Bounds | None = None
@@ -199,8 +202,10 @@ class Indexer:
                 await self._begin(written)
                 self._has_caught_up = True
                 return
-            # Another process may have given out positions meanwhile.
+            # Another process may have given out positions meanwhile. And whoever gave them
+            # out may have ended before it told.
             await self._reader.refresh()
+            self._announcements.signal_later()
             self._rechecks.clear()
             held = await self._store.get_held(HeldReason.SOFT_FAILED.value, self._now_ts())
             await self._rechecks.watch(held)
@@ -298,15 +303,22 @@ class Indexer:
         now_ts = self._now_ts()
         positioned, position = give_positions(items, last_position, now_ts)
         watermarks = await self._settled_before(positioned, servers)
-        await self._store.record(positioned, read, last_position, position, now_ts, watermarks)
+        changes = [
+            EventChange.of_admitted(i, at) for at, i in positioned if isinstance(i, Admitted)
+        ]
+        is_message = len(changes) == len(items) and self._announcements.fit_in_message(changes)
+        await self._store.record(
+            positioned, read, last_position, position, now_ts, watermarks, not is_message
+        )
         self._last_position = position
         self._stored_events_bound = read.events
         self._rechecks.forget(released)
-        admitted = [(at, item) for at, item in positioned if isinstance(item, Admitted)]
-        if admitted and len(admitted) == len(items):
-            changes = [EventChange.of_admitted(item, at) for at, item in admitted]
-            await self._reader.on_recorded(Recorded(last_position or 0, position, read, changes))
-        elif items:
+        if len(changes) == len(items):
+            recorded = Recorded(last_position or 0, position, read, changes)
+            if is_message:
+                self._announcements.send(recorded)
+            await self._reader.on_recorded(recorded)
+        else:
             await self._reader.refresh()
         if released:
             logger.info(

@@ -76,12 +76,17 @@ class Messenger:
         require(self._notifier, "notify_lock_released", "instance_name", "lock_name", "lock_key")
         require(ReplicationCommandHandler, "connected")
         self._instance_name = hs.get_instance_name()
-        self._has_other_processes = hs.config.redis.redis_enabled
+        self.has_other_processes = hs.config.redis.redis_enabled
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there are other processes, and messages reach them."""
+        # Synapse's handler is not built yet when modules load.
+        return self.has_other_processes and self._hs.get_replication_command_handler().connected()
 
     def send(self, kind: str, message: Callable[[], str]) -> None:
         """Send a message, if there are other processes to take it."""
-        # Synapse's handler is not built yet when modules load.
-        if self._has_other_processes and self._hs.get_replication_command_handler().connected():
+        if self.is_connected:
             self._notifier.notify_lock_released(
                 self._instance_name, f"{MESSAGE_PREFIX}{kind}", message()
             )

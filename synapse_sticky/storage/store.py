@@ -63,6 +63,7 @@ class StickyStore:
         position: int,
         now_ts: int,
         watermarks: Sequence[WatermarkRow] = (),
+        signals: bool = True,
     ) -> None:
         """Store the events and joins that were found, and how far was read, together.
 
@@ -74,6 +75,7 @@ class StickyStore:
                 nothing was stored yet.
             position: the last position given out now.
             watermarks: of servers that have some of the events.
+            signals: whether to signal it to the other processes.
 
         Raises:
             LostRace: if it is not what was said. Nothing is stored then.
@@ -153,10 +155,21 @@ class StickyStore:
                 join_rows,
             )
             _store_watermarks(txn, watermarks, now_ts)
-            # Who has this position already need not read it, unless only bounds moved.
-            self._signal(txn, position if items else None)
+            if signals:
+                # Who has this position already need not read it, unless only bounds moved.
+                self._signal(txn, position if items else None)
 
         await self._api.run_db_interaction("sticky_record", record_txn)
+
+    async def signal(self) -> None:
+        """Signal the other processes to read what they lack of what is stored now."""
+
+        def signal_txn(txn: LoggingTransaction) -> None:
+            progress = read_progress(txn)
+            if progress is not None:
+                self._signal(txn, progress[1])
+
+        await self._api.run_db_interaction("sticky_signal", signal_txn)
 
     async def get_changes(self, after: int, now_ts: int) -> Changes:
         """What changed after this position. See :func:`read_changes`."""
