@@ -49,10 +49,10 @@ def seed(server: Server, count: int) -> None:
     """Put sticky events into the database of a server that is stopped."""
     now_ts = int(time.time() * 1000)
     with contextlib.closing(sqlite3.connect(server.directory / "homeserver.db")) as connection:
+        columns = [field.name for field in attr.fields(EventChange)] + ["revision"]
         connection.executemany(
-            "INSERT INTO synapse_sticky_events "
-            "(event_id, room_id, sender, position, expires_ts, stream_ordering, revision) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO synapse_sticky_events ({', '.join(columns)}) "
+            f"VALUES ({', '.join('?' * len(columns))})",
             ((*attr.astuple(change), change.position) for change in seed_changes(count, now_ts)),
         )
         connection.execute("UPDATE synapse_sticky_progress SET last_position = ?", (now_ts,))

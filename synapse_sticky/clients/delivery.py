@@ -8,6 +8,7 @@ in which rooms they look; what they share is here.
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 
 import attr
+from synapse.events import EventBase
 from synapse.types import PersistedEventPosition
 
 from synapse_sticky.clients.page import first_due_with, next_page_end
@@ -217,7 +218,8 @@ class Delivery:
             if event.sender_hash in ignored and event.position <= position
         }
         names = (has & beyond).union(map(name_of_sender, passed_over))
-        return Sections(self._by_room(found + pages), position, frozenset(names), undecided)
+        visible = self._in_order(found + pages) if found else pages
+        return Sections(_by_room(visible), position, frozenset(names), undecided)
 
     def _due(
         self,
@@ -250,24 +252,21 @@ class Delivery:
             for event in index.in_room(room_id, now_ts)
         ]
 
-    def _by_room(self, events: Iterable[ClientEvent]) -> dict[str, list[ClientEvent]]:
-        """Return events by their rooms, in the order in which they became deliverable."""
+    def _in_order(self, events: Iterable[ClientEvent]) -> list[ClientEvent]:
+        """Return events in the order in which they became deliverable."""
         index = self._reader.index
-        by_room: dict[str, list[ClientEvent]] = {}
 
         def position(client_event: ClientEvent) -> int:
             # One that has expired and was forgotten meanwhile was among the oldest.
             event = index.get(event_of(client_event).event_id)
             return event.position if event else 0
 
-        for client_event in sorted(events, key=position):
-            by_room.setdefault(event_of(client_event).room_id, []).append(client_event)
-        return by_room
+        return sorted(events, key=position)
 
     async def _pages(
         self, user_id: str, due: Sequence[Due], timeline_reaches: TimelineReaches, limit: int
     ) -> tuple[list[ClientEvent], int]:
-        """Visible events, in order, and the index up to which they were looked for.
+        """Visible events, each room's in order, and the index up to which they were looked for.
 
         What turns out not to be visible does not use up the limit: a page of such
         events would be an empty answer, and a long-poll would sleep on it although
@@ -278,14 +277,7 @@ class Delivery:
         while end < len(due) and len(found) < limit:
             start, end = end, next_page_end(due, end, limit - len(found))
             page = await self._visible(user_id, [d.event for d in due[start:end]])
-            uncovered = {
-                event.event_id
-                for event in map(event_of, page)
-                if not timeline_reaches(
-                    event.internal_metadata.instance_name,
-                    event.internal_metadata.stream_ordering or 0,
-                )
-            }
+            uncovered = _beyond(map(event_of, page), timeline_reaches)
             if uncovered:
                 end = first_due_with(due, uncovered)
                 before = {d.event.event_id for d in due[start:end]}
@@ -335,6 +327,29 @@ class Delivery:
         return since.undecided.difference(
             digest_of(e.event_id) for e in index.after(since.position)
         )
+
+
+def _by_room(events: Iterable[ClientEvent]) -> dict[str, list[ClientEvent]]:
+    by_room: dict[str, list[ClientEvent]] = {}
+    for client_event in events:
+        by_room.setdefault(event_of(client_event).room_id, []).append(client_event)
+    return by_room
+
+
+def _beyond(events: Iterable[EventBase], timeline_reaches: TimelineReaches) -> set[str]:
+    """Return the IDs of the events that timelines do not go as far as to."""
+    by_writer: dict[str | None, list[tuple[int, str]]] = {}
+    for event in events:
+        written = event.internal_metadata
+        at = (written.stream_ordering or 0, event.event_id)
+        by_writer.setdefault(written.instance_name, []).append(at)
+    return {
+        event_id
+        for writer, places in by_writer.items()
+        if not timeline_reaches(writer, max(places)[0])
+        for stream_ordering, event_id in places
+        if not timeline_reaches(writer, stream_ordering)
+    }
 
 
 def _named_senders(events: Iterable[StickyEvent], since: Since) -> set[int]:

@@ -8,9 +8,9 @@ these, and Synapse's own part outside of them: Synapse's errors stay Synapse's.
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from functools import update_wrapper
+from types import TracebackType
 from typing import Any, Final
 
 from synapse.logging.context import make_deferred_yieldable
@@ -31,29 +31,41 @@ _PAUSE_MS: Final = 1_000
 _LOG_INTERVAL_S: Final = 60
 
 
-@contextmanager
-def shielded(consequence: str) -> Iterator[None]:
-    """Log an error of our part, and go on after it.
+class shielded:
+    """Log an error of our part, and go on after it. Use it with `with`.
 
     The same failure again is logged once a minute at most: every client may meet with it.
 
     Args:
         consequence: what the error leads to, for the log.
     """
-    try:
-        yield
-    except defer.CancelledError:
-        # The client has gone: Synapse ends the request.
-        raise
-    except Exception:
-        _log_error(consequence)
+
+    __slots__ = ("_consequence",)
+
+    def __init__(self, consequence: str) -> None:
+        self._consequence = consequence
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        # After a cancellation the client has gone: Synapse ends the request.
+        if not isinstance(error, Exception) or isinstance(error, defer.CancelledError):
+            return False
+        _log_error(self._consequence, error)
+        return True
 
 
-def _log_error(consequence: str) -> None:
+def _log_error(consequence: str, error: Exception) -> None:
     now = time.monotonic()
     if now >= _silent_until.get(consequence, now):
         _silent_until[consequence] = now + _LOG_INTERVAL_S
-        logger.exception("%s", consequence)
+        logger.error("%s", consequence, exc_info=error)
 
 
 _silent_until: dict[str, float] = {}

@@ -51,14 +51,13 @@ def add_remaining_time(
     """
 
     async def remaining(event: EventBase) -> JsonDict:
-        # This runs for every event that any client is sent: first the test that
-        # nearly all of them fail.
+        # This runs for every event that any client is sent: first what nearly all of them are.
         noticed_ts = noticed_expires_ts(event.event_id)
-        if noticed_ts is None and not has_stickiness(event):
+        if noticed_ts is not None:
+            return _field(noticed_ts - clock.now_ts()) if keeps_stickiness(event) else _NOTHING
+        if not has_stickiness(event):
             return _NOTHING
         with shielded(_CONSEQUENCE):
-            if noticed_ts is not None:
-                return _field(noticed_ts - clock.now_ts()) if keeps_stickiness(event) else _NOTHING
             return await fields(event.event_id, sticky_duration_ms(event), event.origin_server_ts)
         return _NOTHING
 

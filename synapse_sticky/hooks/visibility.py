@@ -270,6 +270,8 @@ def _hidden_sticky(
     is_sticky: Callable[[str], bool],
 ) -> list[EventBase]:
     """Return the sticky events that are not among the visible ones."""
+    if len(visible) == len(events):
+        return []
     sticky = [event for event in events if is_sticky(event.event_id)]
     if not sticky:
         return sticky
