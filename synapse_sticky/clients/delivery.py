@@ -8,7 +8,6 @@ in which rooms they look; what they share is here.
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 
 import attr
-from synapse.events import EventBase
 from synapse.types import PersistedEventPosition
 
 from synapse_sticky.clients.page import first_due_with, next_page_end
@@ -277,7 +276,7 @@ class Delivery:
         while end < len(due) and len(found) < limit:
             start, end = end, next_page_end(due, end, limit - len(found))
             page = await self._visible(user_id, [d.event for d in due[start:end]])
-            uncovered = _beyond(map(event_of, page), timeline_reaches)
+            uncovered = _beyond(page, timeline_reaches)
             if uncovered:
                 end = first_due_with(due, uncovered)
                 before = {d.event.event_id for d in due[start:end]}
@@ -336,10 +335,10 @@ def _by_room(events: Iterable[ClientEvent]) -> dict[str, list[ClientEvent]]:
     return by_room
 
 
-def _beyond(events: Iterable[EventBase], timeline_reaches: TimelineReaches) -> set[str]:
+def _beyond(events: Iterable[ClientEvent], timeline_reaches: TimelineReaches) -> set[str]:
     """Return the IDs of the events that timelines do not go as far as to."""
     by_writer: dict[str | None, list[tuple[int, str]]] = {}
-    for event in events:
+    for event in map(event_of, events):
         written = event.internal_metadata
         at = (written.stream_ordering or 0, event.event_id)
         by_writer.setdefault(written.instance_name, []).append(at)
