@@ -28,6 +28,10 @@ LONGEST_ON_WORKERS = [
     "test_visibility",
     "test_federation_visibility",
     "test_sliding_sync",
+    "test_sync",
+    "test_sending",
+    "test_expiry",
+    "test_remaining_time",
 ]
 
 # Synapse needs a while to end in an orderly way.

@@ -29,6 +29,9 @@ from tests.support import (
     text,
 )
 
+# One process is there with SQLite, and PostgreSQL with the workers.
+pytestmark = pytest.mark.repeats("postgres")
+
 EXTENSION = "org.matrix.msc4354.sticky_events"
 SLIDING_SYNC = {
     "lists": {"all": {"ranges": [[0, 9]], "required_state": [], "timeline_limit": 1}},

@@ -27,6 +27,9 @@ from tests.support import (
     text,
 )
 
+# One process is there with SQLite, and PostgreSQL with the workers.
+pytestmark = pytest.mark.repeats("postgres")
+
 LONG_MS = 600_000
 SHORT_MS = 15_000
 

@@ -40,6 +40,9 @@ from tests.support import (
 )
 
 # Lets no message through, so that sticky messages come in the section.
+# One process is there with SQLite, and PostgreSQL with the workers.
+pytestmark = pytest.mark.repeats("postgres")
+
 NO_MESSAGES = {"room": {"timeline": {"not_types": ["m.room.message"]}}}
 
 
