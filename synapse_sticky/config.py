@@ -5,9 +5,10 @@ A mistake stops Synapse at start-up with the option's path, the value that was
 expected and the one that it got.
 """
 
+import enum
 import re
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 import attr
 from synapse.module_api.errors import ConfigError
@@ -16,6 +17,14 @@ from synapse_sticky.protocol import MAX_EVENTS
 
 _UNITS_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}
 _DURATION = re.compile(r"([0-9]{1,9})(ms|s|m|h)")
+
+
+class Default(enum.Enum):
+    """Where sticky events are on if nobody has decided. The values are those of the option."""
+
+    ALL = "all"
+    PRIVATE_ROOMS = "private_rooms"
+    NONE = "none"
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -27,6 +36,7 @@ class StickyEventsConfig:
     poll_interval_ms: int = 5_000
     federation_grace_period_ms: int = 15_000
     max_servers_at_once: int = 100
+    enabled_by_default: Default = Default.ALL
 
     @classmethod
     def parse(cls, options: object) -> "StickyEventsConfig":
@@ -39,7 +49,7 @@ class StickyEventsConfig:
             options = {}
         if not isinstance(options, Mapping):
             raise _mistake((), options, "a block of options, or nothing")
-        parsers = {
+        parsers: dict[str, tuple[str, Callable[[str, object], object]]] = {
             "max_events_per_sync": ("max_events_per_sync", _whole_number(1, MAX_EVENTS)),
             "cleanup_interval": ("cleanup_interval_ms", _duration_ms(1_000, 3_600_000)),
             "poll_interval": ("poll_interval_ms", _duration_ms(500, 60_000)),
@@ -48,8 +58,9 @@ class StickyEventsConfig:
                 _duration_ms(0, 600_000),
             ),
             "max_servers_at_once": ("max_servers_at_once", _whole_number(1, 10_000)),
+            "enabled_by_default": ("enabled_by_default", _default),
         }
-        values = {}
+        values: dict[str, Any] = {}
         for name, value in options.items():
             if name not in parsers:
                 known = ", ".join(parsers)
@@ -73,6 +84,14 @@ def _whole_number(smallest: int, largest: int) -> Callable[[str, object], int]:
         return value
 
     return parse
+
+
+def _default(name: str, value: object) -> Default:
+    for default in Default:
+        if value == default.value:
+            return default
+    names = ", ".join(default.value for default in Default)
+    raise _mistake((name,), value, f"one of {names}")
 
 
 def _duration_ms(shortest_ms: int, longest_ms: int) -> Callable[[str, object], int]:

@@ -7,6 +7,8 @@ from synapse.module_api import ModuleApi
 
 from synapse_sticky.clients.delivery import Delivery
 from synapse_sticky.config import StickyEventsConfig
+from synapse_sticky.control.overrides import Overrides
+from synapse_sticky.control.settings import Settings
 from synapse_sticky.deliverable.index import StickyIndex
 from synapse_sticky.deliverable.reader import RECORDED, STORED, IndexReader, load_index
 from synapse_sticky.hooks import extremities, outgoing, sending, sliding_sync, sync
@@ -37,6 +39,7 @@ from synapse_sticky.seams.database import MigrationConnection
 from synapse_sticky.seams.events import EventSource
 from synapse_sticky.seams.federation import Federation
 from synapse_sticky.seams.own import take_the_place_of_synapses_own
+from synapse_sticky.seams.room_state import RoomState
 from synapse_sticky.seams.signal import Messenger, Signal
 from synapse_sticky.seams.streams import StreamBounds, Waker
 from synapse_sticky.seams.tables import SynapseTables, check_tables
@@ -44,6 +47,7 @@ from synapse_sticky.servers.debts import Debt, Debts
 from synapse_sticky.servers.ledger import Ledger
 from synapse_sticky.servers.looper import Looper
 from synapse_sticky.storage.migrations import migrate
+from synapse_sticky.storage.overrides import OverrideRow, OverrideStore, read_overrides
 from synapse_sticky.storage.store import StickyStore
 
 logger = logging.getLogger(__name__)
@@ -67,11 +71,11 @@ class StickyEventsModule:
         sliding_sync.check()
 
         clock = Clock(hs)
-        signal = Signal(hs)
+        signal, control_signal = Signal(hs, "signal"), Signal(hs, "control")
         store = StickyStore(api, signal.send)
         tables = SynapseTables(api)
         source = EventSource(hs, clock)
-        index = _prepare_tables(MigrationConnection(hs), clock.now_ts())
+        index, decided = _prepare_tables(MigrationConnection(hs), clock.now_ts())
         broadcast = Broadcast(hs, clock)
         messenger, waker, bounds = Messenger(hs), Waker(hs), StreamBounds(hs)
         reader = IndexReader(
@@ -80,6 +84,12 @@ class StickyEventsModule:
         signal.subscribe(reader.on_signal)
         messages = {STORED: reader.on_stored_elsewhere, RECORDED: reader.on_recorded_elsewhere}
         on_messages(hs, messages)
+        overrides = Overrides(
+            api, clock, OverrideStore(api, lambda txn: control_signal.send(txn, None))
+        )
+        overrides.load(decided)
+        control_signal.subscribe(overrides.on_signal)
+        self._settings = Settings(overrides, RoomState(hs), config.enabled_by_default)
         delivery = Delivery(clock, reader, source)
         federation = Federation(hs, clock)
 
@@ -153,13 +163,15 @@ class StickyEventsModule:
         return StickyEventsConfig.parse(config)
 
 
-def _prepare_tables(connection: MigrationConnection, now_ts: int) -> StickyIndex:
+def _prepare_tables(
+    connection: MigrationConnection, now_ts: int
+) -> tuple[StickyIndex, list[OverrideRow]]:
     """Check Synapse's tables, migrate ours and read them, before any listener starts."""
     try:
         with connection.locked_transaction() as txn:
             check_tables(txn)
         migrate(connection)
         with connection.locked_transaction() as txn:
-            return load_index(txn, now_ts)
+            return load_index(txn, now_ts), read_overrides(txn)
     finally:
         connection.close()

@@ -10,22 +10,21 @@ from synapse.server import HomeServer
 
 from synapse_sticky.seams.checks import require
 
-_NAME: Final = "synapse_sticky.signal"
-
 MESSAGE_PREFIX: Final = "synapse_sticky."
 """What the names of messages begin with, where Synapse has the names of locks."""
 
 
 class Signal:
-    """An object with the face of one of Synapse's cached functions.
+    """An object with the face of one of Synapse's cached functions, of the given name.
 
     So Synapse carries its "invalidation" to all processes. Listeners must not raise.
     """
 
-    __module__ = _NAME.split(".")[0]
-    __name__ = _NAME.split(".")[1]
+    __module__ = "synapse_sticky"
 
-    def __init__(self, hs: HomeServer) -> None:
+    def __init__(self, hs: HomeServer, name: str) -> None:
+        self.__name__ = name
+        self._full_name = f"{self.__module__}.{name}"
         store = hs.get_datastores().main
         require(store, "_send_invalidation_to_replication", "txn", "cache_name", "keys")
         self._send = store._send_invalidation_to_replication
@@ -47,7 +46,11 @@ class Signal:
             position: a process that has read up to it need not look; None if each must.
         """
         if self._has_other_processes:
-            self._send(txn, _NAME, ("changed", "" if position is None else str(position)))
+            self._send(
+                txn,
+                self._full_name,
+                ("changed", "" if position is None else str(position)),
+            )
 
     def invalidate(self, keys: tuple[str, ...]) -> None:
         """Called by Synapse when another process has sent a signal."""

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Whether sticky events are on in a room, and who decided that; who is blocked.
+
+The server's admin comes first, then the room's own settings, then the configured default.
+"""
+
+import enum
+
+import attr
+
+from synapse_sticky.config import Default
+from synapse_sticky.control.overrides import Kind, Override, Overrides
+from synapse_sticky.seams.room_state import RoomState
+
+
+class DecidedBy(enum.Enum):
+    """Who has decided. The values are those of the admin API."""
+
+    ADMIN = "admin"
+    ROOM = "room"
+    DEFAULT = "default"
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class RoomSettings:
+    """Whether sticky events are on in a room, and who decided that."""
+
+    enabled: bool
+    enabled_by: DecidedBy
+
+
+class Settings:
+    """Decides for rooms, users and servers."""
+
+    def __init__(self, overrides: Overrides, rooms: RoomState, default: Default) -> None:
+        self.overrides = overrides
+        self.default = default
+        self._rooms = rooms
+
+    async def of_room(self, room_id: str) -> RoomSettings:
+        """Return the settings of a room that count now. It need not be known here."""
+        override = self.overrides.get(Kind.ROOM, room_id)
+        if override is not None:
+            return RoomSettings(override.enabled, DecidedBy.ADMIN)
+        room = await self._rooms.read(room_id)
+        if room.enabled is not None:
+            return RoomSettings(room.enabled, DecidedBy.ROOM)
+        if self.default is Default.PRIVATE_ROOMS:
+            return RoomSettings(not room.is_public, DecidedBy.DEFAULT)
+        return RoomSettings(self.default is Default.ALL, DecidedBy.DEFAULT)
+
+    def block_of_user(self, user_id: str) -> Override | None:
+        """Return the decision that stops a local user's sticky events, if there is one."""
+        return _if_off(self.overrides.get(Kind.USER, user_id))
+
+    def block_of_server(self, server_name: str) -> Override | None:
+        """Return the decision that stops a server's sticky events, if there is one."""
+        return _if_off(self.overrides.get(Kind.SERVER, server_name))
+
+
+def _if_off(override: Override | None) -> Override | None:
+    return override if override is not None and not override.enabled else None
