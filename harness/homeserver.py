@@ -369,7 +369,7 @@ class Homeserver:
             **_generous_rate_limits(),
         }
         if self._module:
-            config["modules"] = [{"module": MODULE, "config": dict(self._module_config)}]
+            config["modules"] = [{"module": MODULE, "config": generous(self._module_config)}]
             if self._own_flag:
                 config["experimental_features"] = {"msc4354_enabled": True}
         if self._database == "sqlite":
@@ -558,6 +558,11 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> JsonDict:
         else:
             merged[key] = copy.deepcopy(value)
     return merged
+
+
+def generous(module_config: Mapping[str, Any]) -> JsonDict:
+    """The configuration of the module, without a limit on what users send unless it has one."""
+    return {"local_rate_limit": None, **module_config}
 
 
 def _generous_rate_limits() -> JsonDict:

@@ -7,7 +7,7 @@ expected and the one that it got.
 
 import enum
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import attr
@@ -16,6 +16,7 @@ from synapse.module_api.errors import ConfigError
 from synapse_sticky.protocol import MAX_EVENTS
 
 _UNITS_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}
+_HIGHEST_RATE: Final = 1_000_000
 _DURATION = re.compile(r"([0-9]{1,9})(ms|s|m|h)")
 
 
@@ -28,6 +29,17 @@ class Default(enum.Enum):
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
+class RateLimit:
+    """How many events may be sent, as Synapse's own `rc_` options say it."""
+
+    per_second: float
+    burst_count: int
+
+
+LOCAL_RATE_LIMIT: Final = RateLimit(per_second=1, burst_count=60)
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
 class StickyEventsConfig:
     """The options that an admin can set. ``sample_config.yaml`` explains them."""
 
@@ -37,6 +49,9 @@ class StickyEventsConfig:
     federation_grace_period_ms: int = 15_000
     max_servers_at_once: int = 100
     enabled_by_default: Default = Default.ALL
+    # What `new_rooms.enabled` says, None if the option is left out.
+    enabled_in_new_rooms: bool | None = None
+    local_rate_limit: RateLimit | None = LOCAL_RATE_LIMIT
 
     @classmethod
     def parse(cls, options: object) -> "StickyEventsConfig":
@@ -59,14 +74,13 @@ class StickyEventsConfig:
             ),
             "max_servers_at_once": ("max_servers_at_once", _whole_number(1, 10_000)),
             "enabled_by_default": ("enabled_by_default", _default),
+            "new_rooms": ("enabled_in_new_rooms", _enabled),
+            "local_rate_limit": ("local_rate_limit", _rate_limit(LOCAL_RATE_LIMIT)),
         }
         values: dict[str, Any] = {}
         for name, value in options.items():
             if name not in parsers:
-                known = ", ".join(parsers)
-                raise ConfigError(
-                    f"unknown option {name!r}: known options are {known}", (str(name),)
-                )
+                raise _unknown((), name, parsers)
             attribute, parse = parsers[name]
             values[attribute] = parse(name, value)
         return cls(**values)
@@ -75,6 +89,49 @@ class StickyEventsConfig:
 def _mistake(path: tuple[str, ...], got: object, expected: str) -> ConfigError:
     # Synapse puts the place of the module in front of the path.
     return ConfigError(f"expected {expected}, got {got!r}", path)
+
+
+def _unknown(path: tuple[str, ...], name: object, known: Iterable[str]) -> ConfigError:
+    return ConfigError(
+        f"unknown option {name!r}: known options are {', '.join(known)}", (*path, str(name))
+    )
+
+
+def _block(name: str, value: object, *known: str) -> Mapping[str, object]:
+    """Return a block of options that are all known."""
+    if not isinstance(value, Mapping):
+        raise _mistake((name,), value, f"a block with {' and '.join(known)}, or null")
+    for key in value:
+        if key not in known:
+            raise _unknown((name,), key, known)
+    return value
+
+
+def _enabled(name: str, value: object) -> bool | None:
+    if value is None:
+        return None
+    enabled = _block(name, value, "enabled").get("enabled")
+    if not isinstance(enabled, bool):
+        raise _mistake((name, "enabled"), enabled, "true or false")
+    return enabled
+
+
+def _rate_limit(default: RateLimit) -> Callable[[str, object], RateLimit | None]:
+    def parse(name: str, value: object) -> RateLimit | None:
+        if value is None or value is False:
+            return None
+        block = {**attr.asdict(default), **_block(name, value, *attr.asdict(default))}
+        per_second, burst_count = block["per_second"], block["burst_count"]
+        # Not a bool, which is an int as well; and no NaN, which compares false.
+        if type(per_second) not in (int, float) or not 0 < per_second <= _HIGHEST_RATE:
+            expected = f"a number above 0, up to {_HIGHEST_RATE}"
+            raise _mistake((name, "per_second"), per_second, expected)
+        if type(burst_count) is not int or not 1 <= burst_count <= _HIGHEST_RATE:
+            expected = f"a whole number from 1 to {_HIGHEST_RATE}"
+            raise _mistake((name, "burst_count"), burst_count, expected)
+        return RateLimit(per_second, burst_count)
+
+    return parse
 
 
 def _whole_number(smallest: int, largest: int) -> Callable[[str, object], int]:

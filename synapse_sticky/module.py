@@ -7,11 +7,13 @@ from synapse.module_api import ModuleApi
 
 from synapse_sticky.clients.delivery import Delivery
 from synapse_sticky.config import StickyEventsConfig
+from synapse_sticky.control.gate import Gate
 from synapse_sticky.control.overrides import Overrides
 from synapse_sticky.control.settings import Settings
 from synapse_sticky.deliverable.index import StickyIndex
 from synapse_sticky.deliverable.reader import RECORDED, STORED, IndexReader, load_index
 from synapse_sticky.hooks import extremities, outgoing, sending, sliding_sync, sync
+from synapse_sticky.hooks.callbacks import CreatorCallbacks, SenderCallbacks
 from synapse_sticky.hooks.classes import check_servlets
 from synapse_sticky.hooks.guard import Retries
 from synapse_sticky.hooks.notifier import (
@@ -22,6 +24,7 @@ from synapse_sticky.hooks.notifier import (
 )
 from synapse_sticky.hooks.token import carry_position
 from synapse_sticky.hooks.unsigned import add_remaining_time
+from synapse_sticky.hooks.upgrades import follow_upgrades
 from synapse_sticky.hooks.visibility import (
     filter_bundled_aggregations,
     hide_state_beside_lifted_events,
@@ -39,6 +42,7 @@ from synapse_sticky.seams.database import MigrationConnection
 from synapse_sticky.seams.events import EventSource
 from synapse_sticky.seams.federation import Federation
 from synapse_sticky.seams.own import take_the_place_of_synapses_own
+from synapse_sticky.seams.rates import Rates
 from synapse_sticky.seams.room_state import RoomState
 from synapse_sticky.seams.signal import Messenger, Signal
 from synapse_sticky.seams.streams import StreamBounds, Waker
@@ -93,6 +97,11 @@ class StickyEventsModule:
         delivery = Delivery(clock, reader, source)
         federation = Federation(hs, clock)
 
+        limit = config.local_rate_limit
+        rates = Rates(hs, "sticky_local_rate_limit", limit) if limit is not None else None
+        SenderCallbacks(hs, Gate(self._settings, rates)).install(api)
+        CreatorCallbacks(config.enabled_in_new_rooms).install(api)
+        follow_upgrades(self._settings)
         carry_position(hs, lambda: reader.index.position)
         add_remaining_time(api, hs, clock, reader.noticed_expires_ts, reader.expires_ts)
         lift_history_visibility(hs, reader.is_sticky)

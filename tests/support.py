@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+from synapse.rest.client import room as room_servlets
+
 from harness.client import Client, JsonDict, MatrixError
 from harness.event_format import Event
-from harness.homeserver import MODULE, Homeserver
+from harness.homeserver import MODULE, Homeserver, generous
 from harness.wait import eventually
 from tests import saboteurs
 
@@ -36,6 +39,11 @@ DEPLOYMENTS = ("sqlite", "postgres", "workers")
 
 # Long enough for Synapse's own sending on a busy machine, and no longer.
 GRACE_PERIOD = "3s"
+
+has_endpoint_for_delayed_events = pytest.mark.skipif(
+    not hasattr(room_servlets, "RoomDelayedEventRestServlet"),
+    reason="Synapse has the endpoint from 1.164",
+)
 
 # What the fixture `make_homeserver` gives.
 MakeHomeserver = Callable[..., Homeserver]
@@ -237,7 +245,7 @@ def sabotage(
     shutil.copy(saboteurs.__file__, homeserver.directory / "saboteurs.py")
     modules: list[JsonDict] = [
         {"module": f"saboteurs.{name}", "config": config or {}},
-        {"module": MODULE, "config": module_config or {}},
+        {"module": MODULE, "config": generous(module_config or {})},
     ]
     homeserver.reconfigure(extra_config={"modules": modules})
 

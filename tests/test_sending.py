@@ -11,7 +11,6 @@ from signedjson.key import get_verify_key, read_signing_keys
 from signedjson.sign import verify_signed_json
 from synapse.api.room_versions import KNOWN_ROOM_VERSIONS
 from synapse.crypto.event_signing import compute_content_hash, compute_event_signature
-from synapse.rest.client import room as room_servlets
 from unpaddedbase64 import encode_base64
 
 from harness.client import STICKY_PARAMETER, Client, JsonDict, MatrixError, quote
@@ -26,6 +25,7 @@ from tests.support import (
     MakeHomeserver,
     assert_once,
     follow_until_seen,
+    has_endpoint_for_delayed_events,
     is_recorded,
     now_ms,
     remaining_ms,
@@ -302,11 +302,6 @@ def test_a_delayed_event_that_is_cancelled(
 
 
 # Delayed events, at the endpoint of their own
-
-has_endpoint_for_delayed_events = pytest.mark.skipif(
-    not hasattr(room_servlets, "RoomDelayedEventRestServlet"),
-    reason="Synapse has the endpoint from 1.164",
-)
 
 
 @has_endpoint_for_delayed_events

@@ -49,6 +49,10 @@ class Settings:
             return RoomSettings(not room.is_public, DecidedBy.DEFAULT)
         return RoomSettings(self.default is Default.ALL, DecidedBy.DEFAULT)
 
+    async def decided_in_room(self, room_id: str) -> bool | None:
+        """Return what the room's own settings say, None if nothing."""
+        return (await self._rooms.read(room_id)).enabled
+
     def block_of_user(self, user_id: str) -> Override | None:
         """Return the decision that stops a local user's sticky events, if there is one."""
         return _if_off(self.overrides.get(Kind.USER, user_id))

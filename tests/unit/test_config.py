@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from synapse.module_api.errors import ConfigError
 
 from synapse_sticky import StickyEventsModule
-from synapse_sticky.config import StickyEventsConfig
+from synapse_sticky.config import Default, RateLimit, StickyEventsConfig
 
 WHOLE_NUMBERS = {"max_events_per_sync": (1, 100), "max_servers_at_once": (1, 10_000)}
 DURATIONS = {
@@ -39,6 +39,9 @@ def test_everything_has_a_default(options: Any) -> None:
     assert config.poll_interval_ms == 5_000
     assert config.federation_grace_period_ms == 15_000
     assert config.max_servers_at_once == 100
+    assert config.enabled_by_default is Default.ALL
+    assert config.enabled_in_new_rooms is None
+    assert config.local_rate_limit == RateLimit(1, 60)
 
 
 def test_options_are_taken() -> None:
@@ -179,6 +182,96 @@ def _assert_reported(name: str, value: Any, *allowed: str) -> None:
     """The path of the option, what was found, and what is allowed."""
     mistake = _mistake({name: value})
     assert list(mistake.path or ()) == [name]
+    assert repr(value) in mistake.msg
+    for words in allowed:
+        assert words in mistake.msg
+
+
+@pytest.mark.parametrize("default", list(Default))
+def test_the_default_for_rooms(default: Default) -> None:
+    # A4
+    assert _parsed({"enabled_by_default": default.value}).enabled_by_default is default
+
+
+@pytest.mark.parametrize(
+    "value", ["ALL", "private", True, None, ["all"], {"all": True}, Default.ALL]
+)
+def test_other_defaults_for_rooms(value: Any) -> None:
+    _assert_reported("enabled_by_default", value, "all", "private_rooms", "none")
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_settings_of_new_rooms(enabled: bool) -> None:
+    # A4
+    assert _parsed({"new_rooms": {"enabled": enabled}}).enabled_in_new_rooms is enabled
+    assert _parsed({"new_rooms": None}).enabled_in_new_rooms is None
+
+
+@pytest.mark.parametrize("value", [True, False, 1, "on", ["enabled"]])
+def test_settings_of_new_rooms_are_a_block(value: Any) -> None:
+    _assert_reported("new_rooms", value, "block", "enabled", "null")
+
+
+@pytest.mark.parametrize("value", [1, 0, "true", "yes", None, {}])
+def test_mistakes_in_settings_of_new_rooms(value: Any) -> None:
+    _assert_reported_below("new_rooms", "enabled", value, "true or false")
+    assert list(_mistake({"new_rooms": {}}).path or ()) == ["new_rooms", "enabled"]
+
+
+def test_rate_limits() -> None:
+    # A3
+    for block, limit in (
+        ({"per_second": 0.5, "burst_count": 1}, RateLimit(0.5, 1)),
+        ({"per_second": 5}, RateLimit(5, 60)),
+        ({"burst_count": 1_000_000}, RateLimit(1, 1_000_000)),
+        ({}, RateLimit(1, 60)),
+        (None, None),
+        (False, None),
+    ):
+        assert _parsed({"local_rate_limit": block}).local_rate_limit == limit
+
+
+@pytest.mark.parametrize("value", [True, 0, 5, "none", [1, 60]])
+def test_rate_limits_are_a_block(value: Any) -> None:
+    _assert_reported("local_rate_limit", value, "block", "per_second", "burst_count", "null")
+
+
+@given(any_value)
+def test_rates_are_checked(value: Any) -> None:
+    # Comparisons with a float that is no number are false.
+    if type(value) in (int, float) and 0 < value <= 1_000_000:
+        limit = _parsed({"local_rate_limit": {"per_second": value}}).local_rate_limit
+        assert limit is not None
+        assert limit.per_second == value
+    else:
+        _assert_reported_below("local_rate_limit", "per_second", value, "above 0", "1000000")
+
+
+@given(any_value)
+def test_bursts_are_checked(value: Any) -> None:
+    if type(value) is int and 1 <= value <= 1_000_000:
+        limit = _parsed({"local_rate_limit": {"burst_count": value}}).local_rate_limit
+        assert limit is not None
+        assert limit.burst_count == value
+    else:
+        _assert_reported_below("local_rate_limit", "burst_count", value, "from 1 to 1000000")
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("new_rooms", ["enabled"]), ("local_rate_limit", ["per_second", "burst_count"])],
+)
+@pytest.mark.parametrize("unknown", ["Enabled", "per_minute", 5, None])
+def test_unknown_options_of_a_block(name: str, known: list[str], unknown: Any) -> None:
+    mistake = _mistake({name: {unknown: 1}})
+    assert list(mistake.path or ()) == [name, str(unknown)]
+    assert repr(unknown) in mistake.msg
+    assert all(option in mistake.msg for option in known)
+
+
+def _assert_reported_below(name: str, key: str, value: Any, *allowed: str) -> None:
+    mistake = _mistake({name: {key: value}})
+    assert list(mistake.path or ()) == [name, key]
     assert repr(value) in mistake.msg
     for words in allowed:
         assert words in mistake.msg
