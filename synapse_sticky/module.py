@@ -35,6 +35,7 @@ from synapse_sticky.noticing.admission import Admission
 from synapse_sticky.noticing.announcements import Announcements
 from synapse_sticky.noticing.indexer import Indexer
 from synapse_sticky.noticing.rechecks import Rechecks
+from synapse_sticky.noticing.reviews import Reviews
 from synapse_sticky.seams.authorisation import CurrentStateCheck
 from synapse_sticky.seams.background import Broadcast, Clock, homeserver_of
 from synapse_sticky.seams.checks import check_synapse_version
@@ -93,7 +94,8 @@ class StickyEventsModule:
         )
         overrides.load(decided)
         control_signal.subscribe(overrides.on_signal)
-        self._settings = Settings(overrides, RoomState(hs), config.enabled_by_default)
+        room_state = RoomState(hs)
+        self._settings = Settings(overrides, room_state, config.enabled_by_default)
         delivery = Delivery(clock, reader, source)
         federation = Federation(hs, clock)
 
@@ -103,7 +105,7 @@ class StickyEventsModule:
         CreatorCallbacks(config.enabled_in_new_rooms).install(api)
         follow_upgrades(self._settings)
         carry_position(hs, lambda: reader.index.position)
-        add_remaining_time(api, hs, clock, reader.noticed_expires_ts, reader.expires_ts)
+        add_remaining_time(api, hs, clock, reader.noticed_until_ts, reader.sticky_until_ts)
         lift_history_visibility(hs, reader.is_sticky)
         hide_state_beside_lifted_events(hs)
         lift_history_visibility_for_servers(federation, reader.is_sticky)
@@ -142,8 +144,10 @@ class StickyEventsModule:
                 store,
                 tables,
                 bounds,
-                Admission(check),
+                Admission(check, self._settings, api.is_mine),
                 Rechecks(check),
+                Reviews(),
+                room_state,
                 Announcements(api, clock, store, messenger),
                 reader,
             )
@@ -151,6 +155,7 @@ class StickyEventsModule:
                 indexer.expect_new_events()
                 on_ordinary_events(hs, indexer.on_ordinary_events)
             on_stream_change(hs, indexer.on_stream_change)
+            overrides.subscribe(indexer.on_decisions)
             indexer.start(config)
         if bounds.is_writer:
             on_sticky_events(hs, clock, bounds, reader.on_stored)

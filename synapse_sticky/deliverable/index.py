@@ -107,10 +107,15 @@ class StickyIndex:
         """Whether a deliverable event was held at first."""
         return event_id in self._released
 
-    def expires_ts(self, event_id: str) -> int | None:
-        """When a noticed event expires, in ms since the epoch."""
+    def sticky_until_ts(self, event_id: str) -> int | None:
+        """Until when a noticed event is sticky, in ms since the epoch.
+
+        0 while it is held: then it is an ordinary event. None if it was not noticed.
+        """
         event = self._events.get(event_id)
-        return event.expires_ts if event else self._held.get(event_id)
+        if event is not None:
+            return event.expires_ts
+        return 0 if event_id in self._held else None
 
     def join(self, member: str, room_id: str) -> JoinChange | None:
         """This member's newest join to the room, None if it does not matter (any more)."""

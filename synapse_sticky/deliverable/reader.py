@@ -208,9 +208,9 @@ class IndexReader:
         self.index.note_read(read)
         self._broadcast.notify_all()
 
-    def noticed_expires_ts(self, event_id: str) -> int | None:
-        """Return when the event of this ID expires, None if it was not noticed."""
-        return self.index.expires_ts(event_id)
+    def noticed_until_ts(self, event_id: str) -> int | None:
+        """See :meth:`StickyIndex.sticky_until_ts`."""
+        return self.index.sticky_until_ts(event_id)
 
     def is_sticky(self, event_id: str) -> bool:
         """Whether the event of this ID is deliverable and unexpired."""
@@ -255,9 +255,9 @@ class IndexReader:
             await self.refresh()
         return since if since.position <= self.index.position else Since(0)
 
-    async def expires_ts(self, event_id: str, duration_ms: int, origin_server_ts: int) -> int:
-        """When a sticky event expires, noticed or not, in ms since the epoch."""
-        noticed = self.index.expires_ts(event_id)
+    async def sticky_until_ts(self, event_id: str, duration_ms: int, origin_server_ts: int) -> int:
+        """Until when an event is sticky, noticed or not, in ms since the epoch; 0 while held."""
+        noticed = self.index.sticky_until_ts(event_id)
         if noticed is not None:
             return noticed
         expected = self._expected.get(event_id)

@@ -4,6 +4,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from synapse.api.constants import EventTypes
 from synapse.events import EventBase
 from synapse.server import HomeServer
 from synapse.types import PersistedEventPosition
@@ -38,14 +39,21 @@ def on_stream_change(hs: HomeServer, callback: Callable[[], None]) -> None:
 
 
 def on_ordinary_events(hs: HomeServer, callback: Callable[[list[int]], None]) -> None:
-    """Call back with the stream orderings of events just stored here that are not sticky.
+    """Call back with the stream orderings of events just stored here that do not matter.
 
     That is a hint, which saves looking into the database for every plain event: what is
     not told is found by the bounds.
     """
 
     def on_events(events: NewEvents) -> None:
-        callback([at.stream for event, at in events if event.get(EVENT_KEY) is None])
+        callback(
+            [
+                at.stream
+                for event, at in events
+                # What is redacted may be the settings of a room.
+                if event.get(EVENT_KEY) is None and event.type != EventTypes.Redaction
+            ]
+        )
 
     _before_clients_are_told(hs, on_events)
 

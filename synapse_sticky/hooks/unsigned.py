@@ -40,19 +40,20 @@ def add_remaining_time(
     api: ModuleApi,
     hs: HomeServer,
     clock: Clock,
-    noticed_expires_ts: Callable[[str], int | None],
-    expires_ts: Callable[[str, int, int], Awaitable[int]],
+    noticed_until_ts: Callable[[str], int | None],
+    sticky_until_ts: Callable[[str, int, int], Awaitable[int]],
 ) -> None:
     """Give every sticky event that any client is sent its remaining time.
 
     Args:
-        noticed_expires_ts: of the event of this ID, None if it is not known to be sticky.
-        expires_ts: of any event, from its ID, duration and ``origin_server_ts``.
+        noticed_until_ts: until when the event of this ID is sticky, 0 if it is held, None if it
+            is not known.
+        sticky_until_ts: the same for any event, from its ID, duration and ``origin_server_ts``.
     """
 
     async def remaining(event: EventBase) -> JsonDict:
         # This runs for every event that any client is sent: first what nearly all of them are.
-        noticed_ts = noticed_expires_ts(event.event_id)
+        noticed_ts = noticed_until_ts(event.event_id)
         if noticed_ts is not None:
             return _field(noticed_ts - clock.now_ts()) if keeps_stickiness(event) else _NOTHING
         if not has_stickiness(event):
@@ -64,7 +65,8 @@ def add_remaining_time(
     async def fields(event_id: str, duration_ms: int | None, origin_server_ts: int) -> JsonDict:
         if not duration_ms:
             return _NOTHING
-        return _field(await expires_ts(event_id, duration_ms, origin_server_ts) - clock.now_ts())
+        until_ts = await sticky_until_ts(event_id, duration_ms, origin_server_ts)
+        return _field(until_ts - clock.now_ts())
 
     async def complete(formatted: JsonDict) -> None:
         sticky = formatted.get(EVENT_KEY)

@@ -9,11 +9,11 @@ Synapse had not reached any more.
 from collections.abc import Callable, Iterable
 
 from synapse_sticky.seams.contents import SeenJoin, ServerInRoom
-from synapse_sticky.storage.rows import Admitted, HeldEvent, WatermarkRow
+from synapse_sticky.storage.rows import Admitted, Item, WatermarkRow
 
 
 def settled_before(
-    items: Iterable[tuple[int, Admitted | HeldEvent | SeenJoin]],
+    items: Iterable[tuple[int, Item]],
     servers: Iterable[ServerInRoom],
     joined_if_settled: Callable[[str, str], int | None],
 ) -> list[WatermarkRow]:
@@ -31,7 +31,7 @@ def settled_before(
     for position, item in items:
         if isinstance(item, SeenJoin):
             joined[item.member, item.room_id] = position
-        elif isinstance(item, Admitted) and item.owed and item.held_reason is None:
+        elif isinstance(item, Admitted) and item.owed and not item.reasons:
             event = item.candidate
             sent.setdefault(event.room_id, []).append(
                 (position, event.stream_ordering, event.expires_ts)

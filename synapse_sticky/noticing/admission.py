@@ -1,34 +1,91 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Whether a sticky event that was noticed is deliverable, or why it is held.
 
-Whatever holds an event back is a reason why it has no position yet. It is kept,
-with its reason, until it expires.
+Whatever holds an event back is a reason why it has no position yet. An event may have
+several. It is kept, with its reasons, until it expires.
 """
 
 import enum
+from collections.abc import Callable, Iterable
+from typing import Final
 
+from synapse.types import get_domain_from_id
+
+from synapse_sticky.control.settings import Settings
 from synapse_sticky.seams.authorisation import CurrentStateCheck
 from synapse_sticky.seams.contents import Candidate
+from synapse_sticky.storage.rows import RecordedEvent, Rejudged
+from synapse_sticky.storage.store import SOFT_FAILED
 
 
 class HeldReason(enum.Enum):
     """Why an event is not deliverable. The values are stored."""
 
-    SOFT_FAILED = "soft_failed"
+    SOFT_FAILED = SOFT_FAILED
     """The room's current state does not authorise it."""
 
     REFUSED = "refused"
     """A policy server or a spam checker refused it; that does not end."""
 
+    SWITCHED_OFF = "switched_off"
+    """Sticky events are off in the room."""
+
+    USER_BLOCKED = "user_blocked"
+    """The server's admin has stopped the sticky events of this user."""
+
+    SERVER_BLOCKED = "server_blocked"
+    """The server's admin has stopped the sticky events of the sender's server."""
+
+
+_DECIDED: Final = frozenset(
+    reason.value
+    for reason in (HeldReason.SWITCHED_OFF, HeldReason.USER_BLOCKED, HeldReason.SERVER_BLOCKED)
+)
+"""The reasons that follow from what admins have decided."""
+
 
 class Admission:
-    """Decide on candidates, one at a time."""
+    """Decide on candidates, one at a time, and again on what was recorded."""
 
-    def __init__(self, check: CurrentStateCheck) -> None:
+    def __init__(
+        self, check: CurrentStateCheck, settings: Settings, is_mine: Callable[[str], bool]
+    ) -> None:
         self._check = check
+        self._settings = settings
+        self._is_mine = is_mine
 
-    async def held_reason(self, candidate: Candidate) -> HeldReason | None:
-        """Return why a candidate must be held, or None if it is deliverable.
+    async def reasons(self, candidate: Candidate) -> frozenset[str]:
+        """Return why a candidate must be held: it is deliverable if there is no reason."""
+        decided = await self._decided(candidate.room_id, candidate.sender)
+        found = await self._found(candidate)
+        return decided if found is None else decided | {found.value}
+
+    async def rejudge(self, events: Iterable[RecordedEvent]) -> list[Rejudged]:
+        """Return those of these events that are held for other reasons now, or for none."""
+        decided: dict[tuple[str, str], frozenset[str]] = {}
+        rejudged = []
+        for event in events:
+            key = (event.room_id, event.sender)
+            if key not in decided:
+                decided[key] = await self._decided(*key)
+            reasons = (event.reasons - _DECIDED) | decided[key]
+            if reasons != event.reasons:
+                rejudged.append(Rejudged(event, reasons))
+        return rejudged
+
+    async def _decided(self, room_id: str, sender: str) -> frozenset[str]:
+        reasons = set()
+        if not (await self._settings.of_room(room_id)).enabled:
+            reasons.add(HeldReason.SWITCHED_OFF.value)
+        if self._is_mine(sender):
+            if self._settings.block_of_user(sender):
+                reasons.add(HeldReason.USER_BLOCKED.value)
+        elif self._settings.block_of_server(get_domain_from_id(sender)):
+            reasons.add(HeldReason.SERVER_BLOCKED.value)
+        return frozenset(reasons)
+
+    async def _found(self, candidate: Candidate) -> HeldReason | None:
+        """Return the reason that lies in the event itself.
 
         Synapse checks what arrives by ``/send`` for soft failure. Backfilled
         events, former outliers, and everything in a room with partial state it

@@ -19,6 +19,7 @@ from synapse.module_api import ModuleApi
 from synapse.types import get_domain_from_id
 
 from synapse_sticky.config import StickyEventsConfig
+from synapse_sticky.control.overrides import Kind, Subject
 from synapse_sticky.deliverable.messages import Recorded, Stored
 from synapse_sticky.deliverable.positions import give_positions
 from synapse_sticky.deliverable.reader import IndexReader
@@ -27,12 +28,21 @@ from synapse_sticky.noticing.admission import Admission, HeldReason
 from synapse_sticky.noticing.announcements import Announcements
 from synapse_sticky.noticing.ranges import in_steps, pending_ranges
 from synapse_sticky.noticing.rechecks import Rechecks
+from synapse_sticky.noticing.reviews import Reviews
 from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.bounds import Bounds
-from synapse_sticky.seams.contents import Candidate, SeenJoin, ServerInRoom
+from synapse_sticky.seams.contents import Candidate, SeenJoin, ServerInRoom, Watched
+from synapse_sticky.seams.room_state import STATE_TYPES, RoomState
 from synapse_sticky.seams.streams import StreamBounds
 from synapse_sticky.seams.tables import SynapseTables
-from synapse_sticky.storage.rows import Admitted, EventChange, HeldEvent, WatermarkRow
+from synapse_sticky.storage.rows import (
+    Admitted,
+    EventChange,
+    Item,
+    RecordedEvent,
+    Rejudged,
+    WatermarkRow,
+)
 from synapse_sticky.storage.store import LostRace, StickyStore
 
 logger = logging.getLogger(__name__)
@@ -58,6 +68,8 @@ class Indexer:
         bounds: StreamBounds,
         admission: Admission,
         rechecks: Rechecks,
+        reviews: Reviews,
+        room_state: RoomState,
         announcements: Announcements,
         reader: IndexReader,
     ) -> None:
@@ -68,6 +80,8 @@ class Indexer:
         self._bounds = bounds
         self._admission = admission
         self._rechecks = rechecks
+        self._reviews = reviews
+        self._room_state = room_state
         self._announcements = announcements
         self._reader = reader
         self._now_ts = clock.now_ts
@@ -111,6 +125,17 @@ class Indexer:
             self.run_now()
         elif not self._scheduled and not self._running:
             self._run_after(self._last_run_ts + _MIN_INTERVAL_MS - self._now_ts())
+
+    def on_decisions(self, subjects: Collection[Subject]) -> None:
+        """The server's admin has decided something. Never raises."""
+        for kind, subject in subjects:
+            if kind is Kind.ROOM:
+                self._reviews.add_rooms([subject])
+            elif kind is Kind.USER:
+                self._reviews.add_sender(subject)
+            else:
+                self._reviews.add_server(subject)
+        self.run_now()
 
     def on_stream_change(self) -> None:
         """A stream may have moved. Never raises, and is cheap when it did not."""
@@ -164,7 +189,11 @@ class Indexer:
             self._api.run_as_background_process("sticky_index", self._run)
 
     def _has_news(self) -> bool:
-        return self._read is None or any(pending_ranges(self._read, self._bounds.current()))
+        return (
+            self._read is None
+            or bool(self._reviews)
+            or any(pending_ranges(self._read, self._bounds.current()))
+        )
 
     async def _watch(self) -> None:
         # Catches what nobody pokes for: backfill by another process.
@@ -206,18 +235,51 @@ class Indexer:
             # out may have ended before it told.
             await self._reader.refresh()
             self._announcements.signal_later()
+            await self._store.mend_reasons()
+            recorded = await self._store.get_recorded(self._now_ts())
+            self._reviews.note(recorded)
+            # What was decided while nobody gave out positions.
+            self._reviews.add_everything()
             self._rechecks.clear()
-            held = await self._store.get_held(HeldReason.SOFT_FAILED.value, self._now_ts())
-            await self._rechecks.watch(held)
+            soft_failed = [e for e in recorded if HeldReason.SOFT_FAILED.value in e.reasons]
+            await self._rechecks.watch(soft_failed)
             self._read, self._last_position = progress
             self._stored_events_bound = self._read.events
             # Their state may have changed just before we ended.
-            passing = await self._rechecks.passing(held)
+            passing = await self._rechecks.passing(soft_failed)
             if passing:
-                await self._record([], [], passing, self._read, self._last_position)
+                accepted = await self._accepted(passing)
+                await self._record([], [], accepted, self._read, self._last_position)
         for bounds in in_steps(self._read, written, _STEP):
             await self._read_up_to(bounds)
         self._has_caught_up = True
+        for condition, arguments in self._reviews.take():
+            await self._review(condition, arguments)
+
+    async def _review(self, condition: str, arguments: Sequence[str]) -> None:
+        """Judge events again, after somebody has decided something."""
+        assert self._read is not None
+        recorded = await self._store.get_recorded(self._now_ts(), condition, arguments)
+        rejudged = await self._admission.rejudge(recorded)
+        if rejudged:
+            await self._record([], [], rejudged, self._read, self._last_position)
+            held = sum(1 for item in rejudged if item.reasons)
+            logger.info(
+                "Of %d sticky events, %d are held now, and %d are delivered, by what admins "
+                "have decided",
+                len(recorded),
+                held,
+                len(rejudged) - held,
+            )
+
+    async def _accepted(self, events: Iterable[RecordedEvent]) -> list[Rejudged]:
+        """Soft-failed events without that reason; others may be left."""
+        ids = [event.event_id for event in events]
+        recorded = await self._store.get_recorded(
+            self._now_ts(), f"e.event_id IN ({', '.join('?' * len(ids))})", ids
+        )
+        soft_failed = {HeldReason.SOFT_FAILED.value}
+        return [Rejudged(event, event.reasons - soft_failed) for event in recorded]
 
     async def _begin(self, written: Bounds) -> None:
         """The first start: what is already in the database and sticky counts too."""
@@ -233,29 +295,38 @@ class Indexer:
         ranges = list(pending_ranges(self._read, bounds))
         if not ranges:
             return
-        found = await self._tables.find(ranges, self._now_ts(), self._rechecks.rooms)
+        settings = self._room_state.known_settings(self._reviews.rooms)
+        watched = Watched(self._rechecks.rooms, STATE_TYPES, self._reviews.rooms, settings)
+        found = await self._tables.find(ranges, self._now_ts(), watched)
+        self._reviews.add_rooms(
+            change.room_id
+            for change in found.state_changes
+            if change.type in STATE_TYPES and change.room_id in self._reviews.rooms
+        )
+        self._reviews.add_rooms(settings[event_id] for event_id in found.redacted)
         # The others are of a range that was read before.
         fresh = [c for c in found.candidates if not self._reader.index.knows(c.event_id)]
         joins = await self._mattering_joins(found.joins, fresh)
-        released = await self._rechecks.passing(self._rechecks.affected(found.state_changes))
+        passing = await self._rechecks.passing(self._rechecks.affected(found.state_changes))
+        rejudged = await self._accepted(passing) if passing else []
         # An event that was accepted once stays so. Purged, and sent once more, it was checked
         # once more.
-        released += [
-            _held(c)
+        rejudged += [
+            Rejudged(_soft_failed(c), frozenset())
             for c in found.candidates
             if c.soft_failed and not c.refused and self._reader.index.get(c.event_id) is not None
         ]
         if (
             fresh
             or joins
-            or released
+            or rejudged
             # Other processes must not wait for these.
             or found.has_others
             or bounds.events - self._stored_events_bound >= _STEP
         ):
             # Synapse has sent these while the module was away.
             servers = [] if self._has_caught_up else await self._servers_in_rooms_of(fresh)
-            await self._record(fresh, joins, released, bounds, self._last_position, servers)
+            await self._record(fresh, joins, rejudged, bounds, self._last_position, servers)
         self._advance(bounds)
 
     async def _mattering_joins(
@@ -284,22 +355,21 @@ class Indexer:
         self,
         candidates: Iterable[Candidate],
         joins: Iterable[SeenJoin],
-        released: Collection[HeldEvent],
+        rejudged: Collection[Rejudged],
         read: Bounds,
         last_position: int | None,
         servers: Collection[ServerInRoom] = (),
     ) -> None:
-        items: list[Admitted | HeldEvent | SeenJoin] = []
-        soft_failed: list[HeldEvent] = []
+        admitted: list[Admitted] = []
+        soft_failed: list[RecordedEvent] = []
         for candidate in candidates:
-            reason = await self._admission.held_reason(candidate)
-            owed = self._is_owed(candidate)
-            items.append(Admitted(candidate, reason.value if reason else None, owed))
-            if reason is HeldReason.SOFT_FAILED:
-                soft_failed.append(_held(candidate))
-        items += joins
+            reasons = await self._admission.reasons(candidate)
+            admitted.append(Admitted(candidate, reasons, self._is_owed(candidate)))
+            if HeldReason.SOFT_FAILED.value in reasons:
+                soft_failed.append(_soft_failed(candidate))
+        items: list[Item] = [*admitted, *joins]
         items.sort(key=_stream_ordering)
-        items += released
+        items += rejudged
         now_ts = self._now_ts()
         positioned, position = give_positions(items, last_position, now_ts)
         watermarks = await self._settled_before(positioned, servers)
@@ -312,7 +382,13 @@ class Indexer:
         )
         self._last_position = position
         self._stored_events_bound = read.events
-        self._rechecks.forget(released)
+        self._reviews.note(admitted)
+        accepted = [
+            item.event
+            for item in rejudged
+            if HeldReason.SOFT_FAILED.value in item.event.reasons - item.reasons
+        ]
+        self._rechecks.forget(accepted)
         if len(changes) == len(items):
             recorded = Recorded(last_position or 0, position, read, changes)
             if is_message:
@@ -320,9 +396,9 @@ class Indexer:
             await self._reader.on_recorded(recorded)
         else:
             await self._reader.refresh()
-        if released:
+        if accepted:
             logger.info(
-                "%d sticky events are no longer soft-failed, and are delivered", len(released)
+                "%d sticky events are no longer soft-failed, and are delivered", len(accepted)
             )
         if soft_failed:
             # The state may have changed since Synapse looked at it, and that
@@ -330,7 +406,7 @@ class Indexer:
             await self._rechecks.watch(soft_failed)
             passing = await self._rechecks.passing(soft_failed)
             if passing:
-                await self._record([], [], passing, read, self._last_position)
+                await self._record([], [], await self._accepted(passing), read, self._last_position)
 
     async def _servers_in_rooms_of(self, candidates: Iterable[Candidate]) -> list[ServerInRoom]:
         """The other servers in the rooms of events that servers are owed."""
@@ -343,7 +419,7 @@ class Indexer:
 
     async def _settled_before(
         self,
-        items: Sequence[tuple[int, Admitted | HeldEvent | SeenJoin]],
+        items: Sequence[tuple[int, Item]],
         servers: Collection[ServerInRoom],
     ) -> list[WatermarkRow]:
         if not servers:
@@ -375,19 +451,23 @@ class Indexer:
 
     async def _clean_up(self) -> None:
         self._rechecks.expire(self._now_ts())
+        self._reviews.expire(self._now_ts())
         deleted = await self._store.delete_expired(self._now_ts())
         logger.debug("Deleted %d expired sticky events", deleted)
 
 
-def _held(candidate: Candidate) -> HeldEvent:
-    return HeldEvent(
+def _soft_failed(candidate: Candidate) -> RecordedEvent:
+    return RecordedEvent(
         candidate.event_id,
         candidate.room_id,
+        candidate.sender,
         candidate.stream_ordering,
         candidate.expires_ts,
-        HeldReason.SOFT_FAILED.value,
+        frozenset({HeldReason.SOFT_FAILED.value}),
     )
 
 
-def _stream_ordering(item: Admitted | HeldEvent | SeenJoin) -> int:
-    return item.candidate.stream_ordering if isinstance(item, Admitted) else item.stream_ordering
+def _stream_ordering(item: Item) -> int:
+    if isinstance(item, Admitted):
+        return item.candidate.stream_ordering
+    return item.event.stream_ordering if isinstance(item, Rejudged) else item.stream_ordering

@@ -12,7 +12,7 @@ import attr
 
 from synapse_sticky.seams.authorisation import CurrentStateCheck
 from synapse_sticky.seams.contents import StateChange
-from synapse_sticky.storage.rows import HeldEvent
+from synapse_sticky.storage.rows import RecordedEvent
 
 
 class Rechecks:
@@ -27,7 +27,7 @@ class Rechecks:
         """The rooms that have any."""
         return self._by_room.keys()
 
-    async def watch(self, held: Iterable[HeldEvent]) -> None:
+    async def watch(self, held: Iterable[RecordedEvent]) -> None:
         """Watch these events too."""
         for item in held:
             types = await self._check.authorised_by(item.event_id)
@@ -37,20 +37,20 @@ class Rechecks:
         """Forget all events."""
         self._by_room.clear()
 
-    def affected(self, changes: Iterable[StateChange]) -> list[HeldEvent]:
+    def affected(self, changes: Iterable[StateChange]) -> list[RecordedEvent]:
         """Return the events that any of these changes may authorise, in order of arrival."""
-        found: dict[str, HeldEvent] = {}
+        found: dict[str, RecordedEvent] = {}
         for change in changes:
             for event_id, watched in self._by_room.get(change.room_id, {}).items():
                 if (change.type, change.state_key) in watched.types:
                     found[event_id] = watched.held
         return sorted(found.values(), key=lambda held: held.stream_ordering)
 
-    async def passing(self, held: Iterable[HeldEvent]) -> list[HeldEvent]:
+    async def passing(self, held: Iterable[RecordedEvent]) -> list[RecordedEvent]:
         """Return those of these events that the current state authorises now."""
         return [item for item in held if await self._check.allows(item.event_id)]
 
-    def forget(self, held: Iterable[HeldEvent]) -> None:
+    def forget(self, held: Iterable[RecordedEvent]) -> None:
         """Stop watching these events: they are no longer soft-failed."""
         for item in held:
             self._forget(item)
@@ -61,7 +61,7 @@ class Rechecks:
             if watched.held.expires_ts <= now_ts:
                 self._forget(watched.held)
 
-    def _forget(self, held: HeldEvent) -> None:
+    def _forget(self, held: RecordedEvent) -> None:
         in_room = self._by_room.get(held.room_id, {})
         in_room.pop(held.event_id, None)
         if not in_room:
@@ -70,5 +70,5 @@ class Rechecks:
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class _Watched:
-    held: HeldEvent
+    held: RecordedEvent
     types: frozenset[tuple[str, str]]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """What is found in Synapse's streams. No Synapse, no clock."""
 
+from collections.abc import Collection, Set
+
 import attr
 
 
@@ -70,10 +72,27 @@ class StateChange:
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
+class Watched:
+    """What is looked for in Synapse's streams beside sticky events and joins.
+
+    Attributes:
+        rooms: in these, every change of the current state.
+        types: of state, whose changes are looked for in ``rooms_for_types``.
+        events: redactions of these.
+    """
+
+    rooms: Set[str]
+    types: Collection[str]
+    rooms_for_types: Set[str]
+    events: Collection[str]
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
 class StreamContents:
     """The sticky events, joins and changes of state in some ranges of Synapse's streams.
 
     Attributes:
+        redacted: the IDs of watched events that were redacted.
         has_others: whether there are events that a response may take for sticky ones, which
             they are no longer.
     """
@@ -81,4 +100,5 @@ class StreamContents:
     candidates: list[Candidate]
     joins: list[SeenJoin]
     state_changes: list[StateChange]
+    redacted: list[str]
     has_others: bool

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """What the current state of a room says of sticky events."""
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 import attr
@@ -12,7 +13,11 @@ from synapse_sticky.room_settings import SETTINGS_TYPE, enabled_of
 from synapse_sticky.seams.checks import require
 
 _KEYS: Final = ((SETTINGS_TYPE, ""), (EventTypes.JoinRules, ""))
+STATE_TYPES: Final = tuple(kind for kind, _ in _KEYS)
+"""The types of the state that counts."""
+
 _MAX_ROOMS: Final = 10_000
+_NOTHING_KNOWN: Final[tuple[int, dict[tuple[str, str], str]]] = (0, {})
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -23,12 +28,10 @@ class StateOfRoom:
         enabled: what the room's own settings say; None if there are none, or none that
             can be read.
         is_public: whether anybody may join.
-        settings_event_id: of the event with the settings.
     """
 
     enabled: bool | None
     is_public: bool
-    settings_event_id: str | None
 
 
 class RoomState:
@@ -55,8 +58,20 @@ class RoomState:
         return StateOfRoom(
             enabled_of(settings.content) if settings is not None else None,
             join_rules is not None and join_rules.content.get("join_rule") == JoinRules.PUBLIC,
-            event_ids.get((SETTINGS_TYPE, "")),
         )
+
+    def known_settings(self, room_ids: Iterable[str]) -> dict[str, str]:
+        """Return the events with the settings of those of these rooms that were read.
+
+        Returns:
+            The room of each, by the ID of the event.
+        """
+        found = {}
+        for room_id in room_ids:
+            _, event_ids = self._known.get(room_id, _NOTHING_KNOWN)
+            if (SETTINGS_TYPE, "") in event_ids:
+                found[event_ids[SETTINGS_TYPE, ""]] = room_id
+        return found
 
     async def _event_ids(self, room_id: str) -> dict[tuple[str, str], str]:
         known = self._known.get(room_id)

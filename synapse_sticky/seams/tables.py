@@ -20,6 +20,7 @@ from synapse_sticky.seams.contents import (
     ServerInRoom,
     StateChange,
     StreamContents,
+    Watched,
 )
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ _COLUMNS: Final[Mapping[str, str]] = {
     "current_state_events": "event_id, room_id, type, state_key, membership",
     "destination_rooms": "destination, room_id",
     "destinations": "destination, last_successful_stream_ordering",
+    "redactions": "event_id, redacts",
     "event_json": "event_id, json, internal_metadata",
     "events": (
         "event_id, room_id, sender, stream_ordering, instance_name, received_ts, "
@@ -89,18 +91,19 @@ class SynapseTables:
         self._api = api
 
     async def find(
-        self, ranges: Collection[Range], now_ts: int, watched_rooms: Collection[str]
+        self, ranges: Collection[Range], now_ts: int, watched: Watched
     ) -> StreamContents:
         """Return the sticky events, joins and changes of state in these ranges, each once.
 
         Args:
-            watched_rooms: the changes of state are looked for in these rooms.
+            watched: the changes of state that are looked for, and the redactions.
         """
 
         def find_txn(txn: LoggingTransaction) -> StreamContents:
             found: list[Row] = []
             joins: list[SeenJoin] = []
             state_changes: list[StateChange] = []
+            redacted: list[str] = []
             for part in ranges:
                 if part.stream is Stream.UN_PARTIAL_STATED:
                     found += _find_un_partial_stated(txn, part, now_ts)
@@ -113,15 +116,17 @@ class SynapseTables:
                         f"{_in_range('d.stream_id', part)} AND {_of_writer('d', part)}",
                         _range_arguments(part),
                     )
-                    if watched_rooms:
-                        state_changes += _find_state_changes(txn, part, watched_rooms)
+                    state_changes += _find_state_changes(txn, part, watched)
+                    if watched.events:
+                        redacted += _find_redacted(txn, part, watched.events)
             candidates, has_others = _candidates(found, now_ts)
             # An event that was found twice is unchecked if it was in either place.
             each: dict[str, Candidate] = {}
             for candidate in candidates:
                 if candidate.event_id not in each or candidate.unchecked:
                     each[candidate.event_id] = candidate
-            return StreamContents(list(each.values()), joins, state_changes, has_others)
+            found_candidates = list(each.values())
+            return StreamContents(found_candidates, joins, state_changes, redacted, has_others)
 
         return await self._api.run_db_interaction("sticky_find", find_txn)
 
@@ -290,14 +295,34 @@ def _find_servers_in_room(
 
 
 def _find_state_changes(
-    txn: LoggingTransaction, part: Range, rooms: Collection[str]
+    txn: LoggingTransaction, part: Range, watched: Watched
 ) -> list[StateChange]:
+    if not watched.rooms and not watched.rooms_for_types:
+        return []
+    condition, arguments = "TRUE", list(_range_arguments(part))
+    if not watched.rooms:
+        condition = f"d.type IN ({', '.join('?' * len(watched.types))})"
+        arguments += watched.types
     txn.execute(
         "SELECT d.room_id, d.type, d.state_key FROM current_state_delta_stream AS d "
-        f"WHERE {_in_range('d.stream_id', part)} AND {_of_writer('d', part)}",
+        f"WHERE {_in_range('d.stream_id', part)} AND {_of_writer('d', part)} AND {condition}",
+        arguments,
+    )
+    return [
+        StateChange(room_id, kind, state_key)
+        for room_id, kind, state_key in txn.fetchall()
+        if room_id in watched.rooms
+        or (room_id in watched.rooms_for_types and kind in watched.types)
+    ]
+
+
+def _find_redacted(txn: LoggingTransaction, part: Range, events: Collection[str]) -> list[str]:
+    txn.execute(
+        "SELECT r.redacts FROM redactions AS r INNER JOIN events AS e USING (event_id) "
+        f"WHERE {_in_range('e.stream_ordering', part)} AND {_of_writer('e', part)}",
         _range_arguments(part),
     )
-    return [StateChange(*row) for row in txn.fetchall() if row[0] in rooms]
+    return [event_id for (event_id,) in txn.fetchall() if event_id in events]
 
 
 def unset_soft_failed(txn: LoggingTransaction, event_id: str) -> None:

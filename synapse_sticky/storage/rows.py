@@ -4,38 +4,60 @@
 import attr
 
 from synapse_sticky.seams.bounds import Bounds
-from synapse_sticky.seams.contents import Candidate
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class HeldEvent:
-    """A recorded event that is held, for a reason that may end."""
-
-    event_id: str
-    room_id: str
-    stream_ordering: int
-    expires_ts: int
-    reason: str
+from synapse_sticky.seams.contents import Candidate, SeenJoin
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Admitted:
-    """A candidate and why it is held, or None if it is deliverable.
+    """A candidate that is to be recorded.
 
     Attributes:
+        reasons: why it is held; it is deliverable if there are none.
         owed: whether other servers are owed it.
     """
 
     candidate: Candidate
-    held_reason: str | None
+    reasons: frozenset[str]
     owed: bool
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class RecordedEvent:
+    """An event that was recorded.
+
+    Attributes:
+        reasons: why it is held; it is deliverable if there are none.
+    """
+
+    event_id: str
+    room_id: str
+    sender: str
+    stream_ordering: int
+    expires_ts: int
+    reasons: frozenset[str]
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Rejudged:
+    """A recorded event that is held for other reasons from now on, or for none.
+
+    Attributes:
+        reasons: those.
+    """
+
+    event: RecordedEvent
+    reasons: frozenset[str]
+
+
+Item = Admitted | Rejudged | SeenJoin
+"""What is given a position when it is stored."""
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class EventChange:
     """What the store says of one event: ``position`` is None while it is held.
 
-    ``held_reason`` stays when it becomes deliverable.
+    ``held_reason`` is one of the reasons, and stays when it becomes deliverable.
     """
 
     event_id: str
@@ -55,11 +77,11 @@ class EventChange:
             found.event_id,
             found.room_id,
             found.sender,
-            position if admitted.held_reason is None else None,
+            None if admitted.reasons else position,
             found.expires_ts,
             found.stream_ordering,
             admitted.owed,
-            admitted.held_reason,
+            min(admitted.reasons, default=None),
         )
 
 

@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """SQL on our own tables. The meaning is told by ``noticing/`` and ``deliverable/``."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import attr
 from synapse.module_api import LoggingTransaction, ModuleApi
 
 from synapse_sticky import stickiness
 from synapse_sticky.seams.bounds import NOTHING_READ, Bounds
-from synapse_sticky.seams.contents import SeenJoin
 from synapse_sticky.seams.tables import unset_soft_failed
 from synapse_sticky.storage.rows import (
     Admitted,
     Changes,
     EventChange,
-    HeldEvent,
+    Item,
     JoinChange,
+    RecordedEvent,
+    Rejudged,
     WatermarkRow,
 )
 
@@ -25,6 +27,9 @@ from synapse_sticky.storage.rows import (
 class LostRace(Exception):
     """Another process has given out positions since ours were read."""
 
+
+SOFT_FAILED: Final = "soft_failed"
+"""The reason that Synapse itself stores as well, with the event."""
 
 Signal = Callable[[LoggingTransaction, int | None], None]
 """Called within a transaction that changed our tables: tells the other processes."""
@@ -41,23 +46,53 @@ class StickyStore:
         """Return how far Synapse's streams were read, and the last position; None at first."""
         return await self._api.run_db_interaction("sticky_get_progress", read_progress)
 
-    async def get_held(self, reason: str, now_ts: int) -> list[HeldEvent]:
-        """The unexpired events that are held for this reason, in stream order."""
+    async def get_recorded(
+        self, now_ts: int, condition: str = "TRUE", arguments: Sequence[str] = ()
+    ) -> list[RecordedEvent]:
+        """Return recorded, unexpired events in stream order, deliverable or held.
 
-        def get_held_txn(txn: LoggingTransaction) -> list[HeldEvent]:
+        Args:
+            condition: SQL on the table ``e`` of events, and its arguments.
+        """
+
+        def get_recorded_txn(txn: LoggingTransaction) -> list[RecordedEvent]:
             txn.execute(
-                "SELECT event_id, room_id, stream_ordering, expires_ts, held_reason "
-                "FROM synapse_sticky_events WHERE position IS NULL AND held_reason = ? "
-                "AND expires_ts > ? ORDER BY stream_ordering",
-                (reason, now_ts),
+                "SELECT e.event_id, e.room_id, e.sender, e.stream_ordering, e.expires_ts, h.reason "
+                "FROM synapse_sticky_events AS e LEFT JOIN synapse_sticky_held AS h "
+                f"USING (event_id) WHERE e.expires_ts > ? AND ({condition}) "
+                "ORDER BY e.stream_ordering, e.event_id",
+                (now_ts, *arguments),
             )
-            return [HeldEvent(*row) for row in txn]
+            return [
+                RecordedEvent(*(*row, frozenset(r for *_, r in same if r is not None)))
+                for row, same in itertools.groupby(txn, key=lambda row: row[:5])
+            ]
 
-        return await self._api.run_db_interaction("sticky_get_held", get_held_txn)
+        return await self._api.run_db_interaction("sticky_get_recorded", get_recorded_txn)
+
+    async def mend_reasons(self) -> None:
+        """Make reasons agree with positions, where an older version has moved events.
+
+        That may be, while processes are restarted one by one for a new version.
+        """
+
+        def mend_reasons_txn(txn: LoggingTransaction) -> None:
+            txn.execute(
+                "DELETE FROM synapse_sticky_held WHERE event_id NOT IN "
+                "(SELECT event_id FROM synapse_sticky_events WHERE position IS NULL)"
+            )
+            txn.execute(
+                "INSERT INTO synapse_sticky_held (event_id, reason) "
+                "SELECT event_id, held_reason FROM synapse_sticky_events WHERE position IS NULL "
+                "AND held_reason IS NOT NULL "
+                "AND event_id NOT IN (SELECT event_id FROM synapse_sticky_held)"
+            )
+
+        await self._api.run_db_interaction("sticky_mend_reasons", mend_reasons_txn)
 
     async def record(
         self,
-        items: Sequence[tuple[int, Admitted | HeldEvent | SeenJoin]],
+        items: Sequence[tuple[int, Item]],
         read: Bounds,
         last_position: int | None,
         position: int,
@@ -68,8 +103,8 @@ class StickyStore:
         """Store the events and joins that were found, and how far was read, together.
 
         Args:
-            items: each behind its position. Held events become deliverable, and stop
-                being soft-failed for Synapse too.
+            items: each behind its position. Events that are no longer soft-failed stop
+                being so for Synapse too.
             read: how far Synapse's streams were read to find them.
             last_position: the last position given out before, as known here; None if
                 nothing was stored yet.
@@ -80,7 +115,9 @@ class StickyStore:
         Raises:
             LostRace: if it is not what was said. Nothing is stored then.
         """
-        event_rows, released, join_rows = [], [], []
+        event_rows, rejudged, join_rows = [], [], []
+        reason_rows: list[tuple[str, str]] = []
+        accepted: list[str] = []
         for item_position, item in items:
             if isinstance(item, Admitted):
                 found = item.candidate
@@ -92,13 +129,25 @@ class StickyStore:
                         found.expires_ts,
                         found.stream_ordering,
                         item_position,
-                        item_position if item.held_reason is None else None,
-                        item.held_reason,
+                        None if item.reasons else item_position,
+                        min(item.reasons, default=None),
                         item.owed,
                     )
                 )
-            elif isinstance(item, HeldEvent):
-                released.append((item_position, item_position, item.reason, item.event_id))
+                reason_rows += [(found.event_id, reason) for reason in sorted(item.reasons)]
+            elif isinstance(item, Rejudged):
+                event_id, before = item.event.event_id, item.event.reasons
+                rejudged.append(
+                    (
+                        item_position,
+                        None if item.reasons else item_position,
+                        min(item.reasons or before, default=None),
+                        event_id,
+                    )
+                )
+                reason_rows += [(event_id, reason) for reason in sorted(item.reasons)]
+                if SOFT_FAILED in before - item.reasons:
+                    accepted.append(event_id)
             else:
                 join_rows.append(
                     (
@@ -140,9 +189,18 @@ class StickyStore:
             txn.execute_batch(
                 "UPDATE synapse_sticky_events SET revision = ?, position = ?, held_reason = ? "
                 "WHERE event_id = ?",
-                released,
+                rejudged,
             )
-            for *_, event_id in released:
+            txn.execute_batch(
+                "DELETE FROM synapse_sticky_held WHERE event_id = ?",
+                [(event_id,) for *_, event_id in rejudged],
+            )
+            txn.execute_batch(
+                "INSERT INTO synapse_sticky_held (event_id, reason) VALUES (?, ?) "
+                "ON CONFLICT (event_id, reason) DO NOTHING",
+                reason_rows,
+            )
+            for event_id in accepted:
                 unset_soft_failed(txn, event_id)
             txn.execute_batch(
                 "INSERT INTO synapse_sticky_joins "
@@ -200,6 +258,11 @@ class StickyStore:
         def delete_expired_txn(txn: LoggingTransaction) -> int:
             for table in ("synapse_sticky_joins", "synapse_sticky_watermarks"):
                 txn.execute(f"DELETE FROM {table} WHERE expires_ts <= ?", (now_ts,))
+            txn.execute(
+                "DELETE FROM synapse_sticky_held WHERE event_id IN "
+                "(SELECT event_id FROM synapse_sticky_events WHERE expires_ts <= ?)",
+                (now_ts,),
+            )
             txn.execute("DELETE FROM synapse_sticky_events WHERE expires_ts <= ?", (now_ts,))
             return txn.rowcount
 

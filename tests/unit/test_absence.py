@@ -40,7 +40,7 @@ class Sent:
             unchecked=False,
             sent_out=self.owed,
         )
-        return Admitted(candidate, "soft_failed" if self.held else None, self.owed)
+        return Admitted(candidate, frozenset({"soft_failed"} if self.held else ()), self.owed)
 
 
 @attr.s(auto_attribs=True, frozen=True)
@@ -86,16 +86,7 @@ def world(
     index = StickyIndex()
     index.apply(
         [
-            EventChange(
-                i.candidate.event_id,
-                i.candidate.room_id,
-                i.candidate.sender,
-                None if i.held_reason else position,
-                i.candidate.expires_ts,
-                i.candidate.stream_ordering,
-                i.owed,
-                i.held_reason,
-            )
+            EventChange.of_admitted(i, position)
             for position, i in positioned
             if isinstance(i, Admitted)
         ],

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from synapse_sticky.noticing.rechecks import Rechecks
 from synapse_sticky.seams.authorisation import CurrentStateCheck
 from synapse_sticky.seams.contents import StateChange
-from synapse_sticky.storage.rows import HeldEvent
+from synapse_sticky.storage.rows import RecordedEvent
 
 ROOMS = ["!a:example.org", "!b:example.org"]
 CAROL, DAVE = "@carol:example.org", "@dave:example.org"
@@ -36,12 +36,14 @@ class Check(CurrentStateCheck):
         return event_id in self.authorised
 
 
-def held(number: int, room_id: str = ROOMS[0], expires_ts: int = 1_000) -> HeldEvent:
+def held(number: int, room_id: str = ROOMS[0], expires_ts: int = 1_000) -> RecordedEvent:
     """A soft-failed event."""
-    return HeldEvent(f"${number}", room_id, number, expires_ts, "soft_failed")
+    return RecordedEvent(
+        f"${number}", room_id, CAROL, number, expires_ts, frozenset({"soft_failed"})
+    )
 
 
-def watching(types: Mapping[str, Iterable[tuple[str, str]]], *items: HeldEvent) -> Rechecks:
+def watching(types: Mapping[str, Iterable[tuple[str, str]]], *items: RecordedEvent) -> Rechecks:
     """Looks after these events."""
     rechecks = Rechecks(Check(types))
     asyncio.run(rechecks.watch(items))
@@ -78,7 +80,7 @@ def test_those_that_pass() -> None:
 
 @attr.s(auto_attribs=True, frozen=True)
 class Watch:
-    item: HeldEvent
+    item: RecordedEvent
     types: frozenset[tuple[str, str]]
 
 
@@ -110,7 +112,7 @@ def test_affected_is_what_the_model_says(
     # K1: each once, in the order of arrival
     types: dict[str, frozenset[tuple[str, str]]] = {}
     rechecks = Rechecks(Check(types))
-    model: dict[str, HeldEvent] = {}
+    model: dict[str, RecordedEvent] = {}
     for step in history:
         if isinstance(step, Watch):
             # An event is in one room, and does not change.
