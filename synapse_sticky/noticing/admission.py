@@ -12,6 +12,7 @@ from typing import Final
 from synapse.types import get_domain_from_id
 
 from synapse_sticky.control.settings import Settings
+from synapse_sticky.noticing.throttle import Throttle, Verdict
 from synapse_sticky.seams.authorisation import CurrentStateCheck
 from synapse_sticky.seams.contents import Candidate
 from synapse_sticky.storage.rows import RecordedEvent, Rejudged
@@ -36,6 +37,9 @@ class HeldReason(enum.Enum):
     SERVER_BLOCKED = "server_blocked"
     """The server's admin has stopped the sticky events of the sender's server."""
 
+    OVER_RATE = "over_rate"
+    """More came from the sender's server than the rate in the room allows; it follows."""
+
 
 _DECIDED: Final = frozenset(
     reason.value
@@ -48,17 +52,34 @@ class Admission:
     """Decide on candidates, one at a time, and again on what was recorded."""
 
     def __init__(
-        self, check: CurrentStateCheck, settings: Settings, is_mine: Callable[[str], bool]
+        self,
+        check: CurrentStateCheck,
+        settings: Settings,
+        throttle: Throttle,
+        is_mine: Callable[[str], bool],
     ) -> None:
         self._check = check
         self._settings = settings
+        self._throttle = throttle
         self._is_mine = is_mine
 
-    async def reasons(self, candidate: Candidate) -> frozenset[str]:
-        """Return why a candidate must be held: it is deliverable if there is no reason."""
-        decided = await self._decided(candidate.room_id, candidate.sender)
+    async def reasons(self, candidate: Candidate) -> frozenset[str] | None:
+        """Return why a candidate must be held: it is deliverable if there is no reason.
+
+        None if it is beyond what is held of its server: then it stays an ordinary event.
+        """
+        reasons = set(await self._decided(candidate.room_id, candidate.sender))
         found = await self._found(candidate)
-        return decided if found is None else decided | {found.value}
+        if found is not None:
+            reasons.add(found.value)
+        if not self._is_mine(candidate.sender) and not candidate.was_accepted:
+            server_name = get_domain_from_id(candidate.sender)
+            verdict = await self._throttle.judge(candidate.room_id, server_name)
+            if verdict is Verdict.BEYOND:
+                return None
+            if verdict is Verdict.HELD:
+                reasons.add(HeldReason.OVER_RATE.value)
+        return frozenset(reasons)
 
     async def rejudge(self, events: Iterable[RecordedEvent]) -> list[Rejudged]:
         """Return those of these events that are held for other reasons now, or for none."""

@@ -29,6 +29,7 @@ from synapse_sticky.noticing.announcements import Announcements
 from synapse_sticky.noticing.ranges import in_steps, pending_ranges
 from synapse_sticky.noticing.rechecks import Rechecks
 from synapse_sticky.noticing.reviews import Reviews
+from synapse_sticky.noticing.throttle import Key, Throttle
 from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.bounds import Bounds
 from synapse_sticky.seams.contents import Candidate, SeenJoin, ServerInRoom, Watched
@@ -51,6 +52,8 @@ _WATCH_INTERVAL_MS: Final = 1_000
 # In busy times one look finds several events: they wait this long for each
 # other, unless a request waits for one of them.
 _MIN_INTERVAL_MS: Final = 50
+# How often held events are released that the rate of their server allows by now.
+_RELEASE_INTERVAL_MS: Final = 1_000
 # How much of a stream one look takes, and how much may be read anew after a
 # kill. A row costs a few microseconds.
 _STEP: Final = 5_000
@@ -69,6 +72,7 @@ class Indexer:
         admission: Admission,
         rechecks: Rechecks,
         reviews: Reviews,
+        throttle: Throttle,
         room_state: RoomState,
         announcements: Announcements,
         reader: IndexReader,
@@ -81,6 +85,7 @@ class Indexer:
         self._admission = admission
         self._rechecks = rechecks
         self._reviews = reviews
+        self._throttle = throttle
         self._room_state = room_state
         self._announcements = announcements
         self._reader = reader
@@ -92,6 +97,9 @@ class Indexer:
         self._run_again = False
         self._last_run_ts = 0
         self._scheduled = False
+        self._last_release_ts = 0
+        # How many events were not recorded since that was last said.
+        self._beyond = 0
         self._ordinary: set[int] | None = None
         self._has_caught_up = False
 
@@ -192,6 +200,7 @@ class Indexer:
         return (
             self._read is None
             or bool(self._reviews)
+            or self._may_release()
             or any(pending_ranges(self._read, self._bounds.current()))
         )
 
@@ -238,6 +247,7 @@ class Indexer:
             await self._store.mend_reasons()
             recorded = await self._store.get_recorded(self._now_ts())
             self._reviews.note(recorded)
+            self._throttle.load(_over_rate(recorded))
             # What was decided while nobody gave out positions.
             self._reviews.add_everything()
             self._rechecks.clear()
@@ -255,6 +265,8 @@ class Indexer:
         self._has_caught_up = True
         for condition, arguments in self._reviews.take():
             await self._review(condition, arguments)
+        if self._may_release():
+            await self._release_over_rate()
 
     async def _review(self, condition: str, arguments: Sequence[str]) -> None:
         """Judge events again, after somebody has decided something."""
@@ -271,6 +283,24 @@ class Indexer:
                 held,
                 len(rejudged) - held,
             )
+
+    def _may_release(self) -> bool:
+        """Whether it is time to look whether events that are held for their rate may pass."""
+        since_ts = self._last_release_ts + _RELEASE_INTERVAL_MS
+        return bool(self._throttle.keys) and since_ts <= self._now_ts()
+
+    async def _release_over_rate(self) -> None:
+        assert self._read is not None
+        self._last_release_ts = self._now_ts()
+        over_rate = HeldReason.OVER_RATE.value
+        for room_id, server_name in self._throttle.keys:
+            passing = await self._throttle.take((room_id, server_name))
+            if passing:
+                events = await self._store.get_held(
+                    self._now_ts(), over_rate, room_id, server_name, passing
+                )
+                rejudged = [Rejudged(event, event.reasons - {over_rate}) for event in events]
+                await self._record([], [], rejudged, self._read, self._last_position)
 
     async def _accepted(self, events: Iterable[RecordedEvent]) -> list[Rejudged]:
         """Soft-failed events without that reason; others may be left."""
@@ -364,6 +394,9 @@ class Indexer:
         soft_failed: list[RecordedEvent] = []
         for candidate in candidates:
             reasons = await self._admission.reasons(candidate)
+            if reasons is None:
+                self._beyond += 1
+                continue
             admitted.append(Admitted(candidate, reasons, self._is_owed(candidate)))
             if HeldReason.SOFT_FAILED.value in reasons:
                 soft_failed.append(_soft_failed(candidate))
@@ -452,8 +485,41 @@ class Indexer:
     async def _clean_up(self) -> None:
         self._rechecks.expire(self._now_ts())
         self._reviews.expire(self._now_ts())
-        deleted = await self._store.delete_expired(self._now_ts())
+        deleted, held = await self._store.delete_expired(self._now_ts())
         logger.debug("Deleted %d expired sticky events", deleted)
+        if HeldReason.OVER_RATE.value in held:
+            logger.info(
+                "%d sticky events of other servers have expired before their rate let them through",
+                held[HeldReason.OVER_RATE.value],
+            )
+            await self._count_over_rate()
+        if self._beyond:
+            logger.warning(
+                "%d sticky events of other servers are ordinary events: more than "
+                "`max_held_per_server` were held already, of their server in their room",
+                self._beyond,
+            )
+            self._beyond = 0
+
+    async def _count_over_rate(self) -> None:
+        """Count anew what is held, after some of it has expired."""
+        position = self._last_position
+        recorded = await self._store.get_recorded(
+            self._now_ts(),
+            "e.event_id IN (SELECT event_id FROM synapse_sticky_held WHERE reason = ?)",
+            (HeldReason.OVER_RATE.value,),
+        )
+        # Otherwise others were judged meanwhile: the next time.
+        if not self._running and self._last_position == position:
+            self._throttle.load(_over_rate(recorded))
+
+
+def _over_rate(recorded: Iterable[RecordedEvent]) -> list[Key]:
+    return [
+        (event.room_id, get_domain_from_id(event.sender))
+        for event in recorded
+        if HeldReason.OVER_RATE.value in event.reasons
+    ]
 
 
 def _soft_failed(candidate: Candidate) -> RecordedEvent:

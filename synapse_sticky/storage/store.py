@@ -47,7 +47,7 @@ class StickyStore:
         return await self._api.run_db_interaction("sticky_get_progress", read_progress)
 
     async def get_recorded(
-        self, now_ts: int, condition: str = "TRUE", arguments: Sequence[str] = ()
+        self, now_ts: int, condition: str = "TRUE", arguments: Sequence[object] = ()
     ) -> list[RecordedEvent]:
         """Return recorded, unexpired events in stream order, deliverable or held.
 
@@ -69,6 +69,19 @@ class StickyStore:
             ]
 
         return await self._api.run_db_interaction("sticky_get_recorded", get_recorded_txn)
+
+    async def get_held(
+        self, now_ts: int, reason: str, room_id: str, server_name: str, limit: int
+    ) -> list[RecordedEvent]:
+        """Return the first events of a server in a room that are held for a reason."""
+        return await self.get_recorded(
+            now_ts,
+            "e.event_id IN (SELECT s.event_id FROM synapse_sticky_events AS s "
+            "INNER JOIN synapse_sticky_held AS r USING (event_id) WHERE s.room_id = ? "
+            "AND s.sender LIKE ? AND s.expires_ts > ? AND r.reason = ? "
+            "ORDER BY s.stream_ordering, s.event_id LIMIT ?)",
+            (room_id, f"%:{server_name}", now_ts, reason, limit),
+        )
 
     async def mend_reasons(self) -> None:
         """Make reasons agree with positions, where an older version has moved events.
@@ -252,10 +265,21 @@ class StickyStore:
             "sticky_store_watermarks", _store_watermarks, rows, now_ts
         )
 
-    async def delete_expired(self, now_ts: int) -> int:
-        """Deletes what has expired and returns how many events that were."""
+    async def delete_expired(self, now_ts: int) -> tuple[int, dict[str, int]]:
+        """Delete what has expired.
 
-        def delete_expired_txn(txn: LoggingTransaction) -> int:
+        Returns:
+            How many events that were, and how many of them were still held, by reason.
+        """
+
+        def delete_expired_txn(txn: LoggingTransaction) -> tuple[int, dict[str, int]]:
+            txn.execute(
+                "SELECT h.reason, COUNT(*) FROM synapse_sticky_held AS h "
+                "INNER JOIN synapse_sticky_events AS e USING (event_id) "
+                "WHERE e.expires_ts <= ? GROUP BY h.reason",
+                (now_ts,),
+            )
+            held = dict(txn.fetchall())
             for table in ("synapse_sticky_joins", "synapse_sticky_watermarks"):
                 txn.execute(f"DELETE FROM {table} WHERE expires_ts <= ?", (now_ts,))
             txn.execute(
@@ -264,7 +288,7 @@ class StickyStore:
                 (now_ts,),
             )
             txn.execute("DELETE FROM synapse_sticky_events WHERE expires_ts <= ?", (now_ts,))
-            return txn.rowcount
+            return txn.rowcount, held
 
         return await self._api.run_db_interaction("sticky_delete_expired", delete_expired_txn)
 
