@@ -37,6 +37,7 @@ class RateLimit:
 
 
 LOCAL_RATE_LIMIT: Final = RateLimit(per_second=1, burst_count=60)
+REMOTE_RATE_LIMIT: Final = RateLimit(per_second=20, burst_count=1_000)
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -52,6 +53,8 @@ class StickyEventsConfig:
     # What `new_rooms.enabled` says, None if the option is left out.
     enabled_in_new_rooms: bool | None = None
     local_rate_limit: RateLimit | None = LOCAL_RATE_LIMIT
+    remote_rate_limit: RateLimit | None = REMOTE_RATE_LIMIT
+    max_held_per_server: int = 20_000
 
     @classmethod
     def parse(cls, options: object) -> "StickyEventsConfig":
@@ -76,6 +79,8 @@ class StickyEventsConfig:
             "enabled_by_default": ("enabled_by_default", _default),
             "new_rooms": ("enabled_in_new_rooms", _enabled),
             "local_rate_limit": ("local_rate_limit", _rate_limit(LOCAL_RATE_LIMIT)),
+            "remote_rate_limit": ("remote_rate_limit", _rate_limit(REMOTE_RATE_LIMIT)),
+            "max_held_per_server": ("max_held_per_server", _whole_number(0, 1_000_000)),
         }
         values: dict[str, Any] = {}
         for name, value in options.items():

@@ -36,6 +36,7 @@ from synapse_sticky.noticing.announcements import Announcements
 from synapse_sticky.noticing.indexer import Indexer
 from synapse_sticky.noticing.rechecks import Rechecks
 from synapse_sticky.noticing.reviews import Reviews
+from synapse_sticky.noticing.throttle import Throttle
 from synapse_sticky.seams.authorisation import CurrentStateCheck
 from synapse_sticky.seams.background import Broadcast, Clock, homeserver_of
 from synapse_sticky.seams.checks import check_synapse_version
@@ -43,7 +44,7 @@ from synapse_sticky.seams.database import MigrationConnection
 from synapse_sticky.seams.events import EventSource
 from synapse_sticky.seams.federation import Federation
 from synapse_sticky.seams.own import take_the_place_of_synapses_own
-from synapse_sticky.seams.rates import Rates
+from synapse_sticky.seams.rates import Limiter, Rates
 from synapse_sticky.seams.room_state import RoomState
 from synapse_sticky.seams.signal import Messenger, Signal
 from synapse_sticky.seams.streams import StreamBounds, Waker
@@ -138,15 +139,21 @@ class StickyEventsModule:
 
         if api.should_run_background_tasks():
             check = CurrentStateCheck(hs)
+            limit = config.remote_rate_limit
+            throttle = Throttle(
+                Limiter(hs, "sticky_remote", limit) if limit is not None else None,
+                config.max_held_per_server,
+            )
             indexer = Indexer(
                 api,
                 clock,
                 store,
                 tables,
                 bounds,
-                Admission(check, self._settings, api.is_mine),
+                Admission(check, self._settings, throttle, api.is_mine),
                 Rechecks(check),
                 Reviews(),
+                throttle,
                 room_state,
                 Announcements(api, clock, store, messenger),
                 reader,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Rates, counted by Synapse's own rate limiter."""
 
+from collections.abc import Hashable
 from typing import Any
 
 from synapse.api import ratelimiting
@@ -36,3 +37,21 @@ class Rates:
         except LimitExceededError as error:
             return error
         return None
+
+
+class Limiter:
+    """Counts by keys of any kind, in this process."""
+
+    def __init__(self, hs: HomeServer, name: str, limit: RateLimit) -> None:
+        require(ratelimiting, "Ratelimiter", "store", "clock", "cfg")
+        require(ratelimiting.Ratelimiter, "can_do_action", "requester", "key")
+        self._limiter = ratelimiting.Ratelimiter(
+            store=hs.get_datastores().main,
+            clock=hs.get_clock(),
+            cfg=RatelimitSettings(name, limit.per_second, limit.burst_count),
+        )
+
+    async def allows(self, key: Hashable) -> bool:
+        """Whether one more is allowed; if so, it counts."""
+        allowed, _ = await self._limiter.can_do_action(None, key)
+        return allowed

@@ -1,0 +1,99 @@
+"""What another server sends above its rate is held, and follows in order."""
+
+import time
+
+from harness.client import Client, JsonDict
+from harness.homeserver import Homeserver
+from harness.remote import RemoteServer
+from harness.wait import eventually
+from tests.support import (
+    MakeHomeserver,
+    follow,
+    ids,
+    is_recorded,
+    quiet_token,
+    section_ids,
+    send_sticky,
+    sticky,
+    sticky_in,
+)
+
+RATE = {"remote_rate_limit": {"per_second": 4, "burst_count": 5}}
+SENT = 15
+
+
+def test_what_is_above_the_rate_follows_in_order(
+    make_homeserver: MakeHomeserver, remote: RemoteServer
+) -> None:
+    # A1, A2: and nobody else waits for it
+    homeserver, bob, room, carol = _flooded(make_homeserver, remote)
+    other = bob.create_room(preset="public_chat")
+    since = quiet_token(bob)
+    began = time.monotonic()
+    sent = [remote.send_event(room, carol, **sticky()).event_id for _ in range(SENT)]
+    (mine,) = send_sticky(bob, other)
+    first = bob.sync(since, timeout_ms=5_000)
+    assert ids(sticky_in(first, other)) in ([mine], [])
+    eventually(lambda: _held(homeserver) > 0, 5, "something held")
+    # All are stored, and shown.
+    followed = follow(
+        bob, since, until=lambda f: set(sent) <= set(f.seen(room)), filter=TIMELINE_OF_NONE
+    )
+    assert followed.sticky(room) == sent
+    assert time.monotonic() - began > (SENT - 5) / 4 - 1
+    assert _held(homeserver) == 0
+    assert section_ids(bob, room) == sent
+
+
+def test_held_events_outlive_a_restart(
+    make_homeserver: MakeHomeserver, remote: RemoteServer
+) -> None:
+    # A1, A2
+    homeserver, bob, room, carol = _flooded(make_homeserver, remote)
+    sent = [remote.send_event(room, carol, **sticky()).event_id for _ in range(SENT)]
+    eventually(lambda: is_recorded(homeserver, sent[-1]), 5, "recorded")
+    assert _held(homeserver) > 0
+    homeserver.restart()
+
+    def all_are_there() -> bool:
+        assert section_ids(bob, room) == sent
+        return True
+
+    eventually(all_are_there, 10, "all")
+
+
+def test_at_most_so_many_are_held(make_homeserver: MakeHomeserver, remote: RemoteServer) -> None:
+    # A1, A2: the others are ordinary events, and the log says so
+    homeserver, bob, room, carol = _flooded(
+        make_homeserver, remote, max_held_per_server=3, cleanup_interval="1s"
+    )
+    sent = [remote.send_event(room, carol, **sticky()).event_id for _ in range(SENT)]
+    eventually(lambda: _held(homeserver) > 0, 5, "something held")
+    eventually(lambda: _held(homeserver) == 0, 10, "nothing held")
+    delivered = section_ids(bob, room)
+    assert 8 <= len(delivered) < SENT
+    assert delivered == [event_id for event_id in sent if event_id in delivered]
+    eventually(
+        lambda: "are ordinary events: more than `max_held_per_server`" in homeserver.log(),
+        5,
+        "a warning",
+    )
+
+
+def _flooded(
+    make_homeserver: MakeHomeserver, remote: RemoteServer, **config: object
+) -> tuple[Homeserver, Client, str, str]:
+    homeserver = make_homeserver(federation=True, module_config={**RATE, **config})
+    homeserver.start()
+    bob = homeserver.register()
+    room = bob.create_room(preset="public_chat")
+    return homeserver, bob, room, remote.join(homeserver, room, "carol")
+
+
+def _held(homeserver: Homeserver) -> int:
+    query = "SELECT COUNT(*) FROM synapse_sticky_held WHERE reason = 'over_rate'"
+    ((count,),) = homeserver.query(query)
+    return int(count)
+
+
+TIMELINE_OF_NONE: JsonDict = {"room": {"timeline": {"types": []}}}
