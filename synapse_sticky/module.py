@@ -95,7 +95,7 @@ class StickyEventsModule:
         )
         overrides.load(decided)
         control_signal.subscribe(overrides.on_signal)
-        room_state = RoomState(hs)
+        room_state = RoomState(hs, tables)
         self._settings = Settings(overrides, room_state, config.enabled_by_default)
         delivery = Delivery(clock, reader, source)
         federation = Federation(hs, clock)

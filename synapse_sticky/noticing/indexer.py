@@ -273,8 +273,10 @@ class Indexer:
         assert self._read is not None
         recorded = await self._store.get_recorded(self._now_ts(), condition, arguments)
         rejudged = await self._admission.rejudge(recorded)
+        for start in range(0, len(rejudged), _STEP):
+            part = rejudged[start : start + _STEP]
+            await self._record([], [], part, self._read, self._last_position)
         if rejudged:
-            await self._record([], [], rejudged, self._read, self._last_position)
             held = sum(1 for item in rejudged if item.reasons)
             logger.info(
                 "Of %d sticky events, %d are held now, and %d are delivered, by what admins "
@@ -325,7 +327,7 @@ class Indexer:
         ranges = list(pending_ranges(self._read, bounds))
         if not ranges:
             return
-        settings = self._room_state.known_settings(self._reviews.rooms)
+        settings = self._room_state.settings_events
         watched = Watched(self._rechecks.rooms, STATE_TYPES, self._reviews.rooms, settings)
         found = await self._tables.find(ranges, self._now_ts(), watched)
         self._reviews.add_rooms(
@@ -333,7 +335,9 @@ class Indexer:
             for change in found.state_changes
             if change.type in STATE_TYPES and change.room_id in self._reviews.rooms
         )
-        self._reviews.add_rooms(settings[event_id] for event_id in found.redacted)
+        self._reviews.add_rooms(
+            settings[event_id] for event_id in found.redacted if event_id in settings
+        )
         # The others are of a range that was read before.
         fresh = [c for c in found.candidates if not self._reader.index.knows(c.event_id)]
         joins = await self._mattering_joins(found.joins, fresh)

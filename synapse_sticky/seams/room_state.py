@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """What the current state of a room says of sticky events."""
 
-from collections.abc import Iterable
 from typing import Any, Final
 
 import attr
 from synapse.api.constants import EventTypes, JoinRules
 from synapse.server import HomeServer
-from synapse.types.state import StateFilter
 
 from synapse_sticky.room_settings import SETTINGS_TYPE, enabled_of
 from synapse_sticky.seams.checks import require
+from synapse_sticky.seams.tables import SynapseTables
 
-_KEYS: Final = ((SETTINGS_TYPE, ""), (EventTypes.JoinRules, ""))
+_SETTINGS: Final = (SETTINGS_TYPE, "")
+_JOIN_RULES: Final = (EventTypes.JoinRules, "")
+_KEYS: Final = (_SETTINGS, _JOIN_RULES)
 STATE_TYPES: Final = tuple(kind for kind, _ in _KEYS)
 """The types of the state that counts."""
 
 _MAX_ROOMS: Final = 10_000
-_NOTHING_KNOWN: Final[tuple[int, dict[tuple[str, str], str]]] = (0, {})
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -35,16 +35,22 @@ class StateOfRoom:
 
 
 class RoomState:
-    """Reads the current state of rooms by key, and remembers which events that is."""
+    """Reads the current state of rooms by key, and remembers which events that is.
 
-    def __init__(self, hs: HomeServer) -> None:
+    Attributes:
+        settings_events: the events with the settings of rooms, as far as they were read, each
+            with its room.
+    """
+
+    def __init__(self, hs: HomeServer, tables: SynapseTables) -> None:
+        self._tables = tables
         self._store: Any = hs.get_datastores().main
-        require(self._store, "get_partial_filtered_current_state_ids", "room_id", "state_filter")
         require(self._store, "get_events", "event_ids")
         require(self._store, "get_room_max_stream_ordering")
         require(self._store, "_curr_state_delta_stream_cache")
         self._changes = self._store._curr_state_delta_stream_cache
         require(self._changes, "has_entity_changed", "entity", "stream_pos")
+        self.settings_events: dict[str, str] = {}
         # By room: up to where its state was read, and the IDs of the events.
         self._known: dict[str, tuple[int, dict[tuple[str, str], str]]] = {}
 
@@ -53,36 +59,26 @@ class RoomState:
         event_ids = await self._event_ids(room_id)
         # Not remembered: an event may be redacted, which changes no state.
         events = await self._store.get_events(event_ids.values())
-        settings = events.get(event_ids.get((SETTINGS_TYPE, "")))
-        join_rules = events.get(event_ids.get((EventTypes.JoinRules, "")))
+        settings = events.get(event_ids.get(_SETTINGS, ""))
+        join_rules = events.get(event_ids.get(_JOIN_RULES, ""))
         return StateOfRoom(
             enabled_of(settings.content) if settings is not None else None,
             join_rules is not None and join_rules.content.get("join_rule") == JoinRules.PUBLIC,
         )
-
-    def known_settings(self, room_ids: Iterable[str]) -> dict[str, str]:
-        """Return the events with the settings of those of these rooms that were read.
-
-        Returns:
-            The room of each, by the ID of the event.
-        """
-        found = {}
-        for room_id in room_ids:
-            _, event_ids = self._known.get(room_id, _NOTHING_KNOWN)
-            if (SETTINGS_TYPE, "") in event_ids:
-                found[event_ids[SETTINGS_TYPE, ""]] = room_id
-        return found
 
     async def _event_ids(self, room_id: str) -> dict[tuple[str, str], str]:
         known = self._known.get(room_id)
         if known is not None and not self._changes.has_entity_changed(room_id, known[0]):
             return known[1]
         read_up_to = self._store.get_room_max_stream_ordering()
-        found = await self._store.get_partial_filtered_current_state_ids(
-            room_id, StateFilter.from_types(_KEYS)
-        )
+        # Not from Synapse's cache: news of the state come before it is told to forget.
+        event_ids = await self._tables.get_state_ids(room_id, _KEYS)
         if len(self._known) >= _MAX_ROOMS:
             self._known.clear()
-        event_ids = {key: event_id for key, event_id in found.items() if key in _KEYS}
+            self.settings_events.clear()
+        if known is not None:
+            self.settings_events.pop(known[1].get(_SETTINGS, ""), None)
+        if _SETTINGS in event_ids:
+            self.settings_events[event_ids[_SETTINGS]] = room_id
         self._known[room_id] = (read_up_to, event_ids)
         return event_ids

@@ -201,6 +201,23 @@ class SynapseTables:
 
         return await self._api.run_db_interaction("sticky_find_servers", find_servers_txn)
 
+    async def get_state_ids(
+        self, room_id: str, keys: Collection[tuple[str, str]]
+    ) -> dict[tuple[str, str], str]:
+        """Return the events of a room's current state that have one of these types and keys."""
+
+        def get_state_ids_txn(txn: LoggingTransaction) -> dict[tuple[str, str], str]:
+            condition = " OR ".join(["(type = ? AND state_key = ?)"] * len(keys))
+            arguments = [part for key in keys for part in key]
+            txn.execute(
+                "SELECT type, state_key, event_id FROM current_state_events "
+                f"WHERE room_id = ? AND ({condition})",
+                (room_id, *arguments),
+            )
+            return {(kind, state_key): event_id for kind, state_key, event_id in txn}
+
+        return await self._api.run_db_interaction("sticky_get_state_ids", get_state_ids_txn)
+
     async def get_received_ts(self, event_id: str) -> int | None:
         """Return when this server received an event, in ms since the epoch."""
 
