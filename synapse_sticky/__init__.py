@@ -1,9 +1,23 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Sticky events (MSC4354) for Synapse, as a module.
 
-``StickyEventsModule`` is the class to name in ``homeserver.yaml``.
+``StickyEventsModule`` is the class to name in ``homeserver.yaml``. It is imported
+when it is first asked for: :mod:`synapse_sticky.ephemeral_map` is for bots too,
+which have no Synapse.
 """
 
-from synapse_sticky.module import StickyEventsModule
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from synapse_sticky.module import StickyEventsModule
+else:
+
+    def __getattr__(name: str) -> object:
+        if name == "StickyEventsModule":
+            from synapse_sticky.module import StickyEventsModule
+
+            return StickyEventsModule
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = ["StickyEventsModule"]

@@ -17,6 +17,9 @@ EVENT_KEY: Final = "msc4354_sticky"
 DURATION_KEY: Final = "duration_ms"
 """Key inside the object under :data:`EVENT_KEY`."""
 
+MAP_KEY: Final = "msc4354_sticky_key"
+"""Key inside ``content``: events that have the same replace each other in the ephemeral map."""
+
 SYNC_SECTION: Final = "msc4354_sticky"
 """Section of a joined room in ``/sync``: ``{"events": [...]}``."""
 

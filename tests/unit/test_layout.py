@@ -38,6 +38,7 @@ PURE = {
     "deliverable.index",
     "deliverable.messages",
     "deliverable.positions",
+    "ephemeral_map",
     "noticing.absence",
     "noticing.ranges",
     "protocol",
@@ -188,6 +189,7 @@ def test_the_wire_names() -> None:
         "org.matrix.msc4354.sticky_duration_ms",
         "org.matrix.msc4354.sticky_events",
         "msc4354_sticky",
+        "msc4354_sticky_key",
         "msc4354_sticky_duration_ttl_ms",
         "duration_ms",
     }
