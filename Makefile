@@ -12,10 +12,10 @@ help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 test: $(TOOLS)/bin/nox ## Everything: lint, then the suite on the newest and the oldest Synapse
-	$(NOX) -s lint tests -- $(ARGS)
+	$(NOX) -s lint javascript tests -- $(ARGS)
 
 test-all: $(TOOLS)/bin/nox ## As `make test`, with the tests that only repeat something, and more kills
-	$(NOX) -s lint tests -- --repeats --kills=50 $(ARGS)
+	$(NOX) -s lint javascript tests -- --repeats --kills=50 $(ARGS)
 
 test-quick: $(TOOLS)/bin/nox ## The inner loop: lint, then what is quick, on the newest Synapse with SQLite
 	$(NOX) -s lint quick -- $(ARGS)
@@ -38,6 +38,7 @@ build: $(TOOLS)/bin/nox ## Build the wheel and the source distribution, into dis
 
 clean: ## Remove what the other targets made, the virtual environments too
 	rm -rf .venvs .nox build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf tests/javascript/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(TOOLS)/bin/nox:

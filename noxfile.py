@@ -34,10 +34,12 @@ LONGEST_ON_WORKERS = [
     "test_remaining_time",
 ]
 
+JAVASCRIPT = "tests/javascript"
+
 # Synapse needs a while to end in an orderly way.
 PATIENCE_S = 60
 
-nox.options.sessions = ["lint", "tests"]
+nox.options.sessions = ["lint", "javascript", "tests"]
 nox.options.reuse_venv = "yes"
 
 
@@ -77,6 +79,16 @@ def tests_on(session: nox.Session) -> None:
         session.error("say which Synapse, for example: nox -s tests_on -- 1.155.0")
     synapse, *arguments = session.posargs
     _run_suite(session, synapse, arguments)
+
+
+@nox.session
+def javascript(session: nox.Session) -> None:
+    """Compare the ephemeral map with matrix-js-sdk's, in Node; without any Synapse."""
+    _install(session, *_group("javascript"), ".")
+    # Exactly what package-lock.json says; nothing of it needs to run anything of its own.
+    session.run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", JAVASCRIPT)
+    # The fixtures of the other tests start Synapse.
+    _pytest(session, "--noconftest", JAVASCRIPT)
 
 
 @nox.session

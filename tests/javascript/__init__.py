@@ -1,0 +1,1 @@
+"""The ephemeral map beside that of matrix-js-sdk, which runs in Node; no Synapse."""
