@@ -5,6 +5,8 @@ import logging
 
 from synapse.module_api import ModuleApi
 
+from synapse_sticky.admin.api import AdminApi
+from synapse_sticky.admin.lag import Lag
 from synapse_sticky.clients.delivery import Delivery
 from synapse_sticky.config import StickyEventsConfig
 from synapse_sticky.control.gate import Gate
@@ -12,7 +14,14 @@ from synapse_sticky.control.overrides import Overrides
 from synapse_sticky.control.settings import Settings
 from synapse_sticky.deliverable.index import StickyIndex
 from synapse_sticky.deliverable.reader import RECORDED, STORED, IndexReader, load_index
-from synapse_sticky.hooks import extremities, outgoing, sending, sliding_sync, sync
+from synapse_sticky.hooks import (
+    admin_requests,
+    extremities,
+    outgoing,
+    sending,
+    sliding_sync,
+    sync,
+)
 from synapse_sticky.hooks.callbacks import CreatorCallbacks, SenderCallbacks
 from synapse_sticky.hooks.classes import check_servlets
 from synapse_sticky.hooks.guard import Retries
@@ -43,17 +52,20 @@ from synapse_sticky.seams.checks import check_synapse_version
 from synapse_sticky.seams.database import MigrationConnection
 from synapse_sticky.seams.events import EventSource
 from synapse_sticky.seams.federation import Federation
+from synapse_sticky.seams.instances import name_of_indexer
 from synapse_sticky.seams.own import take_the_place_of_synapses_own
 from synapse_sticky.seams.rates import Limiter, Rates
 from synapse_sticky.seams.room_state import RoomState
+from synapse_sticky.seams.rooms import Rooms
 from synapse_sticky.seams.signal import Messenger, Signal
 from synapse_sticky.seams.streams import StreamBounds, Waker
 from synapse_sticky.seams.tables import SynapseTables, check_tables
 from synapse_sticky.servers.debts import Debt, Debts
 from synapse_sticky.servers.ledger import Ledger
-from synapse_sticky.servers.looper import Looper
+from synapse_sticky.servers.looper import RETRY, Looper
 from synapse_sticky.storage.migrations import migrate
 from synapse_sticky.storage.overrides import OverrideRow, OverrideStore, read_overrides
+from synapse_sticky.storage.reports import Reports
 from synapse_sticky.storage.store import StickyStore
 
 logger = logging.getLogger(__name__)
@@ -135,7 +147,29 @@ class StickyEventsModule:
                 hs, federation, looper.goes_first, looper.before_transaction, looper.on_accepted
             )
             outgoing.follow_returns(hs, looper.on_back)
-        self._debts = Debts(clock, store, reader, federation, ledger, looper)
+            on_messages(hs, {RETRY: looper.retry})
+        self._debts = Debts(
+            clock, store, reader, federation, ledger, looper, config.federation_grace_period_ms
+        )
+
+        def retry(server_name: str) -> None:
+            if federation.sends_to(server_name) and looper is not None:
+                looper.retry(server_name)
+            else:
+                messenger.send(RETRY, lambda: server_name)
+
+        admin_api = AdminApi(
+            api,
+            clock,
+            Reports(api),
+            self._debts,
+            self._settings,
+            Rooms(hs),
+            Lag(clock, store, tables, bounds, reader),
+            name_of_indexer(hs),
+            retry,
+        )
+        admin_requests.install(hs, api, admin_api.routes())
 
         if api.should_run_background_tasks():
             check = CurrentStateCheck(hs)

@@ -35,5 +35,8 @@ VERSIONS_FLAG: Final = "org.matrix.msc4354"
 EXTREMITIES_PREFIX: Final = "/_matrix/federation/unstable/org.matrix.msc4370"
 """What the path of MSC4370's endpoint begins with, while it is unstable."""
 
+ADMIN_API_PATH: Final = "/_synapse/client/synapse_sticky/admin/v1"
+"""Below it is the API for the server's admins. It is this module's own: no MSC knows it."""
+
 MAX_EVENTS: Final = 100
 """How many sticky events one response carries at most (MSC4354 suggests it)."""

@@ -48,6 +48,24 @@ class Debt:
     obstacle: str
 
 
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class StoredDebt:
+    """A debt as every process can tell.
+
+    Attributes:
+        owed: how many events.
+        since_ts: when the oldest of them became deliverable, in ms since the epoch.
+        retry_ts: until when Synapse leaves the server alone, if it does.
+    """
+
+    server_name: str
+    room_id: str
+    owed: int
+    since_ts: int
+    reason: Reason
+    retry_ts: int | None
+
+
 class Debts:
     """Answers on any process; of servers that others send to, from what is stored."""
 
@@ -59,6 +77,7 @@ class Debts:
         federation: Federation,
         ledger: Ledger | None,
         looper: Looper | None,
+        grace_period_ms: int,
     ) -> None:
         self._clock = clock
         self._store = store
@@ -66,6 +85,7 @@ class Debts:
         self._federation = federation
         self._ledger = ledger
         self._looper = looper
+        self._grace_period_ms = grace_period_ms
 
     async def all(self) -> list[Debt]:
         """Everything that any server is owed, by server and room."""
@@ -86,6 +106,50 @@ class Debts:
                 if owed:
                     debts.append(await self._describe(server_name, room_id, owed, now_ts))
         return sorted(debts, key=lambda debt: (debt.server_name, debt.room_id))
+
+    async def stored(self, room_id: str | None = None) -> list[StoredDebt]:
+        """Return the debts in one room or in all, the same on every process.
+
+        They are those that are stored, so they lag a few seconds behind what the processes
+        that send know.
+        """
+        index, now_ts = self._reader.index, self._clock.now_ts()
+        rows = await self._store.get_watermarks(now_ts)
+        stored = Watermarks()
+        stored.load((row for row in rows if room_id in (None, row.room_id)), index, now_ts)
+        debts: list[StoredDebt] = []
+        for name in list(index.rooms) if room_id is None else [room_id]:
+            if not any(index.owed_after(name, 0, now_ts)):
+                continue
+            for server_name in await self._federation.servers_in_room(name):
+                if self._federation.is_other(server_name):
+                    owed = list(stored.owed(index, server_name, name, now_ts))
+                    if owed:
+                        debts.append(await self._describe_stored(server_name, owed, now_ts))
+            # Other requests need not wait until all rooms are looked at.
+            await self._clock.sleep(0)
+        return debts
+
+    async def _describe_stored(
+        self, server_name: str, owed: list[StickyEvent], now_ts: int
+    ) -> StoredDebt:
+        retry_ts = await self.backing_off_until_ts(server_name)
+        join = self._reader.index.join(server_name, owed[0].room_id)
+        reason = Reason.TRYING
+        if retry_ts is not None:
+            reason = Reason.BACKING_OFF
+        elif owed[0].position + self._grace_period_ms > now_ts and (
+            join is None or owed[0].position >= join.position
+        ):
+            reason = Reason.FRESH
+        return StoredDebt(
+            server_name, owed[0].room_id, len(owed), owed[0].position, reason, retry_ts
+        )
+
+    async def backing_off_until_ts(self, server_name: str) -> int | None:
+        """Return until when Synapse leaves a server alone, None if it does not."""
+        retry_ts = await self._federation.backing_off_until_ts(server_name)
+        return retry_ts if retry_ts > self._clock.now_ts() else None
 
     async def _describe(
         self, server_name: str, room_id: str, owed: list[StickyEvent], now_ts: int

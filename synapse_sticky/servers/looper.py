@@ -38,6 +38,9 @@ from synapse_sticky.storage.rows import Changes
 
 logger = logging.getLogger(__name__)
 
+RETRY: Final = "retry"
+"""The kind of the message that names a server to pay now."""
+
 MAX_EVENTS_PER_TRANSACTION: Final = 50
 
 # How many events may be staged at the server when it is sent more of them.
@@ -239,6 +242,15 @@ class Looper:
         debtor = self._debtors.get(server_name)
         if debtor is not None:
             debtor.wake()
+
+    def retry(self, server_name: str) -> None:
+        """Pay a server now, whatever pause it or its events are in."""
+        debtor = self._debtors.get(server_name)
+        if debtor is not None:
+            for tries in debtor.tries.values():
+                tries.next_ts = 0
+            debtor.wake()
+            self._api.run_as_background_process("sticky_pay", self._tick)
 
     def obstacle(self, server_name: str) -> str:
         """Why a server that is owed something was not paid; empty if it was not tried."""

@@ -24,7 +24,7 @@ PLAIN_NAMES = {"duration_ms"}
 RANKS: list[set[str]] = [
     {"__init__"},
     {"module"},
-    {"hooks"},
+    {"hooks", "admin"},
     {"clients", "servers", "noticing"},
     {"control"},
     {"deliverable"},
@@ -33,6 +33,8 @@ RANKS: list[set[str]] = [
 ]
 # Decided by arguments alone. `config` only takes Synapse's class of errors.
 PURE = {
+    "_version",
+    "admin.decisions",
     "clients.page",
     "clients.since",
     "deliverable.index",
@@ -54,6 +56,8 @@ PURE = {
 SHARED = {"config"}
 # Sources of time, chance and I/O.
 IMPURE = {
+    "_version",
+    "admin.decisions",
     "asyncio",
     "datetime",
     "io",

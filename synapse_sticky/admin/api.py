@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The endpoints of the admin API."""
+
+import json
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from importlib.resources import files
+from typing import Any, Final
+
+import attr
+from synapse.api.errors import Codes, NotFoundError, SynapseError
+from synapse.module_api import ModuleApi
+from synapse.types import JsonDict, RoomID, UserID
+
+from synapse_sticky._version import __version__
+from synapse_sticky.admin import decisions
+from synapse_sticky.admin.decisions import BadBody, BadValue, Decision
+from synapse_sticky.admin.lag import Lag
+from synapse_sticky.control.overrides import Kind, Override
+from synapse_sticky.control.settings import DecidedBy, Settings
+from synapse_sticky.seams.background import Clock
+from synapse_sticky.seams.checks import NEWEST_TESTED_SYNAPSE, synapse_version
+from synapse_sticky.seams.requests import AdminRequest, Route, is_server_name
+from synapse_sticky.seams.rooms import Rooms
+from synapse_sticky.servers.debts import Debts, Reason, StoredDebt
+from synapse_sticky.storage.reports import EventReport, Reports, RoomCounts
+
+logger = logging.getLogger(__name__)
+
+_MAX_ID_LENGTH: Final = 255
+_CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x1f\x7f]")
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class AdminApi:
+    """Answers admins, from the database and from what every process knows alike.
+
+    Attributes:
+        indexer_name: of the process that notices sticky events.
+        retry: pays a server now, on whichever process that is done.
+    """
+
+    _api: ModuleApi
+    _clock: Clock
+    _reports: Reports
+    _debts: Debts
+    _settings: Settings
+    _rooms: Rooms
+    _lag: Lag
+    _indexer_name: str
+    _retry: Callable[[str], None]
+
+    def routes(self) -> list[Route]:
+        """Return the endpoints. The ephemeral map of a room will be one more."""
+        return [
+            # It holds no secret, and what reads such a document seldom has a token.
+            Route("GET", "openapi.json", self.get_openapi, is_public=True),
+            Route("GET", "status", self.get_status),
+            Route("GET", "rooms", self.get_rooms),
+            Route("GET", "rooms/{room_id}", self.get_room),
+            Route("GET", "rooms/{room_id}/servers", self.get_servers_of_room),
+            Route("GET", "rooms/{room_id}/settings", self.get_room_settings),
+            Route("PUT", "rooms/{room_id}/settings", self.put_room_settings),
+            Route("GET", "users/{user_id}/settings", self.get_user_settings),
+            Route("PUT", "users/{user_id}/settings", self.put_user_settings),
+            Route("GET", "servers", self.get_servers),
+            Route("GET", "servers/{server_name}/settings", self.get_server_settings),
+            Route("PUT", "servers/{server_name}/settings", self.put_server_settings),
+            Route("POST", "servers/{server_name}/retry", self.retry_server),
+        ]
+
+    async def get_openapi(self, request: AdminRequest) -> JsonDict:
+        """Return the description of this API."""
+        return read_openapi()
+
+    async def get_status(self, request: AdminRequest) -> JsonDict:
+        """Return what there is, over all rooms."""
+        counts = await self._reports.count(self._clock.now_ts())
+        held: dict[str, int] = defaultdict(int)
+        for room in counts.values():
+            for reason, count in room.held.items():
+                held[reason] += count
+        return {
+            "version": __version__,
+            "synapse_version": str(synapse_version()),
+            "newest_tested_synapse": str(NEWEST_TESTED_SYNAPSE),
+            "schema_version": await self._reports.get_schema_version(),
+            "instance_name": self._api.worker_name or "master",
+            "indexer": {
+                "instance_name": self._indexer_name,
+                "behind": await self._lag.count_unnoticed(),
+            },
+            "live": sum(room.live for room in counts.values()),
+            "held": held,
+            "owed": sum(debt.owed for debt in await self._debts.stored()),
+            "enabled_by_default": self._settings.default.value,
+        }
+
+    # Rooms
+
+    async def get_rooms(self, request: AdminRequest) -> JsonDict:
+        """List the rooms with unexpired sticky events, or with a decision on them."""
+        counts = await self._reports.count(self._clock.now_ts())
+        decided = {room_id for room_id, _ in self._settings.overrides.all(Kind.ROOM)}
+        owed: dict[str, int] = defaultdict(int)
+        for debt in await self._debts.stored():
+            owed[debt.room_id] += debt.owed
+        return await _paged(
+            request,
+            "rooms",
+            sorted(counts.keys() | decided),
+            lambda room_id: self._describe_room(
+                room_id, counts.get(room_id, RoomCounts()), owed[room_id]
+            ),
+        )
+
+    async def get_room(self, request: AdminRequest, room_id: str) -> JsonDict:
+        """Describe a room and its unexpired sticky events."""
+        await self._check_known(room_id)
+        start, limit = request.page()
+        now_ts = self._clock.now_ts()
+        counts = await self._reports.count(now_ts, room_id)
+        owed = sum(debt.owed for debt in await self._debts.stored(room_id))
+        events, total = await self._reports.list_events(room_id, now_ts, start, limit)
+        types = await self._rooms.types_of([event.event_id for event in events])
+        return {
+            **await self._describe_room(room_id, counts.get(room_id, RoomCounts()), owed),
+            "events": [
+                _describe_event(event, types.get(event.event_id), now_ts) for event in events
+            ],
+            **_totals(start, limit, total),
+        }
+
+    async def _describe_room(self, room_id: str, counts: RoomCounts, owed: int) -> JsonDict:
+        settings = await self._settings.of_room(room_id)
+        return {
+            "room_id": room_id,
+            "live": counts.live,
+            "held": counts.held,
+            "owed": owed,
+            "enabled": settings.enabled,
+            "enabled_by": settings.enabled_by.value,
+        }
+
+    async def _check_known(self, room_id: str) -> None:
+        _check_room_id(room_id)
+        is_decided = self._settings.overrides.get(Kind.ROOM, room_id) is not None
+        if not is_decided and not await self._rooms.is_known(room_id):
+            raise NotFoundError("This server does not know this room")
+
+    # Servers
+
+    async def get_servers_of_room(self, request: AdminRequest, room_id: str) -> JsonDict:
+        """List the servers that are owed events in a room."""
+        await self._check_known(room_id)
+        return await self._list_servers(request, await self._debts.stored(room_id))
+
+    async def get_servers(self, request: AdminRequest) -> JsonDict:
+        """List the servers that are owed events in any room."""
+        return await self._list_servers(request, await self._debts.stored())
+
+    async def _list_servers(self, request: AdminRequest, debts: Iterable[StoredDebt]) -> JsonDict:
+        by_server: dict[str, list[StoredDebt]] = defaultdict(list)
+        for debt in debts:
+            by_server[debt.server_name].append(debt)
+        now_ts = self._clock.now_ts()
+        servers = [_describe_server(of_server, now_ts) for of_server in by_server.values()]
+        servers.sort(key=lambda server: (-server["owed"], server["server_name"]))
+        return await _paged(request, "servers", servers)
+
+    async def retry_server(self, request: AdminRequest, server_name: str) -> JsonDict:
+        """Pay a server now, unless Synapse backs off from it."""
+        self._check_server_name(server_name)
+        retry_ts = await self._debts.backing_off_until_ts(server_name)
+        if retry_ts is not None:
+            raise SynapseError(
+                409,
+                f"Synapse is backing off from this server until {retry_ts} (ms since the epoch). "
+                "Synapse's own admin API can reset that",
+                additional_fields={"retry_ts": retry_ts},
+            )
+        debts = await self._debts.stored()
+        self._retry(server_name)
+        logger.info("%s asked to pay %s the sticky events it is owed", request.user_id, server_name)
+        return {"owed": sum(debt.owed for debt in debts if debt.server_name == server_name)}
+
+    # Settings
+
+    async def get_room_settings(self, request: AdminRequest, room_id: str) -> JsonDict:
+        """Return whether sticky events are on in a room, which this server need not know."""
+        _check_room_id(room_id)
+        settings = await self._settings.of_room(room_id)
+        override = self._settings.overrides.get(Kind.ROOM, room_id)
+        return {
+            "enabled": settings.enabled,
+            "enabled_by": settings.enabled_by.value,
+            "override": override.enabled if override is not None else None,
+        }
+
+    async def put_room_settings(self, request: AdminRequest, room_id: str) -> JsonDict:
+        """Decide whether sticky events are on in a room."""
+        _check_room_id(room_id)
+        await self._decide(request, Kind.ROOM, room_id, decisions.of_room)
+        return await self.get_room_settings(request, room_id)
+
+    async def get_user_settings(self, request: AdminRequest, user_id: str) -> JsonDict:
+        """Return whether a local user may send sticky events."""
+        self._check_user_id(user_id)
+        return _describe_sender(self._settings.block_of_user(user_id))
+
+    async def put_user_settings(self, request: AdminRequest, user_id: str) -> JsonDict:
+        """Block a local user, or not any more."""
+        self._check_user_id(user_id)
+        await self._decide(request, Kind.USER, user_id, self._of_sender)
+        return _describe_sender(self._settings.block_of_user(user_id))
+
+    async def get_server_settings(self, request: AdminRequest, server_name: str) -> JsonDict:
+        """Return whether sticky events of another server are delivered."""
+        self._check_server_name(server_name)
+        return _describe_sender(self._settings.block_of_server(server_name))
+
+    async def put_server_settings(self, request: AdminRequest, server_name: str) -> JsonDict:
+        """Block another server, or not any more."""
+        self._check_server_name(server_name)
+        await self._decide(request, Kind.SERVER, server_name, self._of_sender)
+        return _describe_sender(self._settings.block_of_server(server_name))
+
+    def _of_sender(self, body: JsonDict) -> Decision:
+        return decisions.of_sender(body, self._clock.now_ts())
+
+    async def _decide(
+        self,
+        request: AdminRequest,
+        kind: Kind,
+        subject: str,
+        parse: Callable[[JsonDict], Decision],
+    ) -> None:
+        try:
+            decision = parse(request.body())
+        except BadBody as error:
+            raise SynapseError(400, str(error), Codes.BAD_JSON) from error
+        except BadValue as error:
+            raise SynapseError(400, str(error), Codes.INVALID_PARAM) from error
+        override = None
+        if decision.enabled is not None:
+            override = Override(decision.enabled, decision.reason, decision.until_ts)
+        await self._settings.overrides.decide(kind, subject, override)
+        logger.info(
+            "%s decided on sticky events of %s %s: enabled=%s reason=%r until_ts=%s",
+            request.user_id,
+            kind.value,
+            subject,
+            decision.enabled,
+            decision.reason,
+            decision.until_ts,
+        )
+
+    def _check_user_id(self, user_id: str) -> None:
+        if not UserID.is_valid(user_id) or not _is_plain(user_id):
+            raise _bad_id("user_id", "must be the ID of a user")
+        if not self._api.is_mine(user_id):
+            raise _bad_id("user_id", "must be of this server; others are blocked as a server")
+
+    def _check_server_name(self, server_name: str) -> None:
+        if not is_server_name(server_name) or not _is_plain(server_name):
+            raise _bad_id("server_name", "must be the name of a server")
+        if server_name == self._api.server_name:
+            raise _bad_id("server_name", "must be that of another server")
+
+
+def read_openapi() -> JsonDict:
+    """Return the document that describes this API."""
+    text = files(__package__).joinpath("openapi.json").read_text(encoding="utf-8")
+    document: JsonDict = json.loads(text)
+    return document
+
+
+def _check_room_id(room_id: str) -> None:
+    if not RoomID.is_valid(room_id) or not _is_plain(room_id):
+        raise _bad_id("room_id", "must be the ID of a room")
+
+
+def _is_plain(name: str) -> bool:
+    return len(name.encode()) <= _MAX_ID_LENGTH and not _CONTROL_CHARACTERS.search(name)
+
+
+def _bad_id(name: str, problem: str) -> SynapseError:
+    return SynapseError(400, f"'{name}' {problem}", Codes.INVALID_PARAM)
+
+
+def _describe_event(event: EventReport, event_type: str | None, now_ts: int) -> JsonDict:
+    return {
+        "event_id": event.event_id,
+        "sender": event.sender,
+        "type": event_type,
+        "remaining_ms": event.expires_ts - now_ts,
+        "position": event.position,
+        "held_reasons": event.held_reasons,
+    }
+
+
+def _describe_server(debts: Sequence[StoredDebt], now_ts: int) -> JsonDict:
+    """Describe what one server is owed in several rooms."""
+    reasons = {debt.reason for debt in debts}
+    reason = debts[0].reason if len(reasons) == 1 else Reason.TRYING
+    return {
+        "server_name": debts[0].server_name,
+        "owed": sum(debt.owed for debt in debts),
+        "oldest_owed_ms": max(0, now_ts - min(debt.since_ts for debt in debts)),
+        "reason": reason.value,
+        "retry_ts": debts[0].retry_ts,
+    }
+
+
+def _describe_sender(block: Override | None) -> JsonDict:
+    return {
+        "enabled": block is None,
+        "enabled_by": (DecidedBy.DEFAULT if block is None else DecidedBy.ADMIN).value,
+        "override": None if block is None else False,
+        "reason": block.reason if block is not None else None,
+        "until_ts": block.until_ts if block is not None else None,
+    }
+
+
+async def _itself(entry: Any) -> Any:
+    return entry
+
+
+async def _paged(
+    request: AdminRequest,
+    name: str,
+    entries: Sequence[Any],
+    describe: Callable[[Any], Awaitable[Any]] = _itself,
+) -> JsonDict:
+    """Return the page of a list that a request asks for. Only its entries are described."""
+    start, limit = request.page()
+    page = [await describe(entry) for entry in entries[start : start + limit]]
+    return {name: page, **_totals(start, limit, len(entries))}
+
+
+def _totals(start: int, limit: int, total: int) -> JsonDict:
+    # As in Synapse's admin API: a token only if there is more.
+    more = {"next_token": str(start + limit)} if start + limit < total else {}
+    return {"total": total, **more}

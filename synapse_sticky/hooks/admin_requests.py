@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Serves the admin API, to those whom Synapse's own admin API serves."""
+
+import re
+from collections.abc import Iterable
+from typing import Any, Final
+
+from synapse.http.server import JsonResource
+from synapse.http.site import SynapseRequest
+from synapse.module_api import ModuleApi
+from synapse.rest.admin import _base
+from synapse.server import HomeServer
+from synapse.types import JsonDict
+
+from synapse_sticky.protocol import ADMIN_API_PATH
+from synapse_sticky.seams import requests
+from synapse_sticky.seams.checks import require
+from synapse_sticky.seams.requests import AdminRequest, Route
+
+# In Synapse's metrics and logs, where its own servlets have their class names.
+_SERVLET: Final = "StickyAdminRestServlet"
+
+
+def install(hs: HomeServer, api: ModuleApi, routes: Iterable[Route]) -> None:
+    """Make the homeserver serve these, wherever this process listens."""
+    requests.check()
+    require(JsonResource, "register_paths", "method", "path_patterns", "callback")
+    require(_base, "assert_user_is_admin", "auth", "requester")
+    resource = JsonResource(hs, canonical_json=False)
+    for route in routes:
+        pattern = re.compile(
+            "^" + re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", f"{ADMIN_API_PATH}/{route.path}") + "$"
+        )
+        resource.register_paths(route.method, [pattern], _callback(hs, route), _SERVLET)
+    api.register_web_resource(ADMIN_API_PATH, resource)
+
+
+def _callback(hs: HomeServer, route: Route) -> Any:
+    auth = hs.get_auth()
+
+    async def answer(request: SynapseRequest, **names: str) -> tuple[int, JsonDict]:
+        user_id = ""
+        if not route.is_public:
+            requester = await auth.get_user_by_req(request)
+            await _base.assert_user_is_admin(auth, requester)
+            user_id = requester.user.to_string()
+        return 200, await route.handler(AdminRequest(user_id, request), **names)
+
+    return answer

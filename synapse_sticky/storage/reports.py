@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""SQL that counts and lists what is in our tables, for the server's admin. Read only."""
+
+import attr
+from synapse.module_api import LoggingTransaction, ModuleApi
+
+
+@attr.s(slots=True, auto_attribs=True)
+class RoomCounts:
+    """How many unexpired sticky events a room has.
+
+    Attributes:
+        live: the deliverable ones.
+        held: the others, by the reason; an event may have several.
+    """
+
+    live: int = 0
+    held: dict[str, int] = attr.Factory(dict)
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class EventReport:
+    """An unexpired sticky event, deliverable or held."""
+
+    event_id: str
+    sender: str
+    expires_ts: int
+    position: int | None
+    held_reasons: list[str] = attr.Factory(list)
+
+
+_UNEXPIRED = "FROM synapse_sticky_events WHERE expires_ts > ?"
+_HELD = (
+    "FROM synapse_sticky_held AS h INNER JOIN synapse_sticky_events AS e USING (event_id) "
+    "WHERE e.position IS NULL AND e.expires_ts > ?"
+)
+
+
+class Reports:
+    """Reads our tables."""
+
+    def __init__(self, api: ModuleApi) -> None:
+        self._api = api
+
+    async def get_schema_version(self) -> int:
+        """Return the version that our tables have."""
+
+        def get_schema_version_txn(txn: LoggingTransaction) -> int:
+            txn.execute("SELECT version FROM synapse_sticky_schema")
+            (version,) = txn.fetchall()[0]
+            return int(version)
+
+        return await self._api.run_db_interaction(
+            "sticky_get_schema_version", get_schema_version_txn
+        )
+
+    async def count(self, now_ts: int, room_id: str | None = None) -> dict[str, RoomCounts]:
+        """Count the unexpired events of one room or of all, by room."""
+        condition = "" if room_id is None else " AND room_id = ?"
+        arguments = (now_ts,) if room_id is None else (now_ts, room_id)
+
+        def count_txn(txn: LoggingTransaction) -> dict[str, RoomCounts]:
+            txn.execute(
+                f"SELECT room_id, COUNT(position) {_UNEXPIRED}{condition} GROUP BY room_id",
+                arguments,
+            )
+            rooms = {name: RoomCounts(live) for name, live in txn}
+            txn.execute(
+                f"SELECT e.room_id, h.reason, COUNT(*) {_HELD}{condition} "
+                "GROUP BY e.room_id, h.reason ORDER BY h.reason",
+                arguments,
+            )
+            for name, reason, count in txn:
+                rooms[name].held[reason] = count
+            return rooms
+
+        return await self._api.run_db_interaction("sticky_count", count_txn)
+
+    async def list_events(
+        self, room_id: str, now_ts: int, start: int, limit: int
+    ) -> tuple[list[EventReport], int]:
+        """Return a page of a room's unexpired events, oldest first, and how many there are."""
+        page = f"{_UNEXPIRED} AND room_id = ? ORDER BY stream_ordering LIMIT ? OFFSET ?"
+        arguments = (now_ts, room_id, limit, start)
+
+        def list_events_txn(txn: LoggingTransaction) -> tuple[list[EventReport], int]:
+            txn.execute(f"SELECT COUNT(*) {_UNEXPIRED} AND room_id = ?", (now_ts, room_id))
+            (total,) = txn.fetchall()[0]
+            txn.execute(f"SELECT event_id, sender, expires_ts, position {page}", arguments)
+            events = [EventReport(*row) for row in txn]
+            txn.execute(
+                f"SELECT event_id, h.reason {_HELD} "
+                f"AND event_id IN (SELECT event_id {page}) ORDER BY h.reason",
+                (now_ts, *arguments),
+            )
+            by_id = {event.event_id: event for event in events}
+            for event_id, reason in txn:
+                by_id[event_id].held_reasons.append(reason)
+            return events, total
+
+        return await self._api.run_db_interaction("sticky_list_events", list_events_txn)

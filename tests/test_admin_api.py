@@ -1,0 +1,563 @@
+"""The API for the server's admins."""
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from harness.client import Client, JsonDict, MatrixError
+from harness.homeserver import Homeserver
+from harness.remote import RemoteServer
+from harness.wait import eventually
+from tests.federation import create_room, receipts, wait_until_received
+from tests.support import HOUR_MS, MakeHomeserver, is_recorded, now_ms, send_sticky, unique
+
+API = "/_synapse/client/synapse_sticky/admin/v1"
+SETTINGS_TYPE = "io.github.synapse_sticky.settings"
+
+# Without a server in it, as from room version 12 on.
+ROOM_V12 = "!" + "Ab-_" * 10 + "xyz"
+
+ROUTES = [
+    ("GET", "status"),
+    ("GET", "rooms"),
+    ("GET", "rooms/!a:b"),
+    ("GET", "rooms/!a:b/servers"),
+    ("GET", "rooms/!a:b/settings"),
+    ("PUT", "rooms/!a:b/settings"),
+    ("GET", "users/@a:b/settings"),
+    ("PUT", "users/@a:b/settings"),
+    ("GET", "servers"),
+    ("GET", "servers/a.example/settings"),
+    ("PUT", "servers/a.example/settings"),
+    ("POST", "servers/a.example/retry"),
+]
+
+
+@pytest.fixture
+def admin(homeserver: Homeserver) -> Client:
+    """A server admin."""
+    return homeserver.register(admin=True)
+
+
+def get(admin: Client, path: str, **params: Any) -> JsonDict:
+    """What the API answers."""
+    return admin.request("GET", f"{API}/{path}", params=params)
+
+
+def put(admin: Client, path: str, body: Any) -> JsonDict:
+    """What the API answers to a change."""
+    return admin.request("PUT", f"{API}/{path}", json=body)
+
+
+def everywhere(admin: Client) -> list[Client]:
+    """The admin, with requests going to each of the processes that serve clients."""
+    homeserver = admin.homeserver
+    return [admin.via(url) for url in {homeserver.main_url, *homeserver.client_urls}]
+
+
+def room_path(room_id: str, rest: str = "") -> str:
+    """The path of a room."""
+    return f"rooms/{quote(room_id, safe='')}{rest}"
+
+
+def in_room(admin: Client, room_id: str) -> JsonDict:
+    """What the API says of one room."""
+    return get(admin, room_path(room_id))
+
+
+def refusal(attempt: Callable[[], Any]) -> tuple[int, str]:
+    """The status and the code of an error."""
+    with pytest.raises(MatrixError) as caught:
+        attempt()
+    return caught.value.status, caught.value.errcode
+
+
+# What there is
+
+
+def test_status(homeserver: Homeserver, admin: Client, alice: Client, room: str) -> None:
+    """A1: the versions, who does the noticing, and how much there is."""
+    before = get(admin, "status")
+    sent = send_sticky(alice, room, 3)
+    eventually(lambda: all(is_recorded(homeserver, e) for e in sent), what="noticing")
+    eventually(lambda: get(admin, "status")["live"] == before["live"] + 3, what="live events")
+    status = get(admin, "status")
+    assert status["indexer"] == {
+        "instance_name": "background1" if homeserver.workers else "master",
+        "behind": 0,
+    }
+    assert status["enabled_by_default"] == "all"
+    ((version,),) = homeserver.query("SELECT version FROM synapse_sticky_schema")
+    assert status["schema_version"] == version
+    assert status["instance_name"] == "master"
+    assert {"version", "synapse_version", "newest_tested_synapse", "held", "owed"} < set(status)
+
+
+def test_a_room_and_its_events(homeserver: Homeserver, admin: Client, alice: Client) -> None:
+    """A1: the events are listed oldest first, in pages, without their content."""
+    room = alice.create_room()
+    sent = send_sticky(alice, room, 3, sticky_ms=HOUR_MS // 2)
+    eventually(lambda: in_room(admin, room)["live"] == 3, what="the events")
+    described = in_room(admin, room)
+    events = described.pop("events")
+    assert described == {
+        "room_id": room,
+        "live": 3,
+        "held": {},
+        "owed": 0,
+        "enabled": True,
+        "enabled_by": "default",
+        "total": 3,
+    }
+    assert [event["event_id"] for event in events] == sent
+    for event in events:
+        assert set(event) == {
+            *("event_id", "sender", "type", "remaining_ms", "position", "held_reasons")
+        }
+        assert event["sender"] == alice.user_id
+        assert event["type"] == "m.room.message"
+        assert 0 < event["remaining_ms"] <= HOUR_MS // 2
+        assert event["held_reasons"] == []
+    assert [e["position"] for e in events] == sorted(e["position"] for e in events)
+
+    page = get(admin, room_path(room), limit=2)
+    assert [event["event_id"] for event in page["events"]] == sent[:2]
+    page = get(admin, room_path(room), limit=2, **{"from": page["next_token"]})
+    assert [event["event_id"] for event in page["events"]] == sent[2:]
+    assert page["total"] == 3
+    assert "next_token" not in page
+
+
+def test_rooms(homeserver: Homeserver, admin: Client, alice: Client) -> None:
+    """Rooms with sticky events, or with a decision, are listed page by page; others are not."""
+    quiet = alice.create_room()
+    rooms = [alice.create_room() for _ in range(3)]
+    for room in rooms:
+        send_sticky(alice, room)
+    decided = f"!{unique()}:elsewhere.example"
+    put(admin, room_path(decided, "/settings"), {"enabled": False})
+
+    def listed() -> dict[str, JsonDict]:
+        found: dict[str, JsonDict] = {}
+        token: str | None = "0"
+        while token is not None:
+            page = get(admin, "rooms", limit=2, **{"from": token})
+            assert len(page["rooms"]) <= 2
+            assert not found.keys() & {room["room_id"] for room in page["rooms"]}
+            found.update((room["room_id"], room) for room in page["rooms"])
+            token = page.get("next_token")
+        assert len(found) == page["total"]
+        return found
+
+    eventually(lambda: {*rooms, decided} <= set(listed()), what="the rooms")
+    found = listed()
+    assert quiet not in found
+    entry = {"live": 1, "held": {}, "owed": 0, "enabled": True, "enabled_by": "default"}
+    assert found[rooms[0]] == {"room_id": rooms[0], **entry}
+    entry = {"live": 0, "held": {}, "owed": 0, "enabled": False, "enabled_by": "admin"}
+    assert found[decided] == {"room_id": decided, **entry}
+    # A room that is only decided on can be asked for by itself too.
+    assert in_room(admin, decided) == {"room_id": decided, **entry, "events": [], "total": 0}
+
+
+def test_held_events(homeserver: Homeserver, admin: Client, alice: Client) -> None:
+    """A1: events that are held are counted and listed with all of their reasons."""
+    room = alice.create_room()
+    first, second, third = sent = send_sticky(alice, room, 3)
+    eventually(lambda: all(is_recorded(homeserver, e) for e in sent), what="noticing")
+    # As the indexer leaves them.
+    reasons = [(first, "over_rate"), (first, "switched_off"), (second, "switched_off")]
+    for event_id in (first, second):
+        homeserver.execute(
+            "UPDATE synapse_sticky_events SET position = NULL WHERE event_id = ?", event_id
+        )
+    for row in reasons:
+        homeserver.execute("INSERT INTO synapse_sticky_held (event_id, reason) VALUES (?, ?)", *row)
+    described = in_room(admin, room)
+    assert described["live"] == 1
+    assert described["held"] == {"over_rate": 1, "switched_off": 2}
+    held = {event["event_id"]: event["held_reasons"] for event in described["events"]}
+    assert held == {first: ["over_rate", "switched_off"], second: ["switched_off"], third: []}
+    positions = [event["position"] for event in described["events"]]
+    assert positions[:2] == [None, None]
+    assert positions[2] is not None
+    status = get(admin, "status")
+    assert status["held"]["switched_off"] >= 2
+    assert status["held"]["over_rate"] >= 1
+
+
+# Decisions
+
+
+def test_settings_of_a_room(admin: Client, alice: Client) -> None:
+    """A4: the admin comes first, then the room, then the default."""
+    room = alice.create_room()
+    path = room_path(room, "/settings")
+    assert get(admin, path) == {"enabled": True, "enabled_by": "default", "override": None}
+    alice.send_state(room, SETTINGS_TYPE, {"enabled": False})
+    by_room = {"enabled": False, "enabled_by": "room", "override": None}
+    eventually(lambda: get(admin, path) == by_room, what="the room's own settings")
+    on = put(admin, path, {"enabled": True})
+    assert on == get(admin, path) == {"enabled": True, "enabled_by": "admin", "override": True}
+    off = put(admin, path, {"enabled": False})
+    assert off == get(admin, path) == {"enabled": False, "enabled_by": "admin", "override": False}
+    # Once more changes nothing.
+    assert put(admin, path, {"enabled": False}) == off
+    assert put(admin, path, {"enabled": None}) == by_room
+    assert put(admin, path, {"enabled": None}) == by_room
+
+
+@pytest.mark.parametrize("room_id", [ROOM_V12, "!a/b?c%&:elsewhere.example:8448", "!:[::1]"])
+def test_settings_of_rooms_that_are_not_known(admin: Client, room_id: str) -> None:
+    """A4: any room can be decided on, also before the server is in it."""
+    path = room_path(room_id, "/settings")
+    assert get(admin, path)["override"] is None
+    assert refusal(lambda: in_room(admin, room_id)) == (404, "M_NOT_FOUND")
+    assert refusal(lambda: get(admin, room_path(room_id, "/servers"))) == (404, "M_NOT_FOUND")
+    put(admin, path, {"enabled": False})
+    assert get(admin, path)["override"] is False
+    assert in_room(admin, room_id)["enabled_by"] == "admin"
+    put(admin, path, {"enabled": None})
+    assert refusal(lambda: in_room(admin, room_id)) == (404, "M_NOT_FOUND")
+
+
+@pytest.mark.parametrize("kind", ["users", "servers"])
+def test_blocks(homeserver: Homeserver, admin: Client, kind: str) -> None:
+    """A6: a user or a server, known or not, is blocked with a reason and an end, or without."""
+    subject = f"@{unique()}:{homeserver.server_name}" if kind == "users" else unique("server")
+    path = f"{kind}/{quote(subject, safe='')}/settings"
+    nothing = {
+        "enabled": True,
+        "enabled_by": "default",
+        "override": None,
+        "reason": None,
+        "until_ts": None,
+    }
+    assert get(admin, path) == nothing
+    blocked = {**nothing, "enabled": False, "enabled_by": "admin", "override": False}
+    assert put(admin, path, {"enabled": False}) == get(admin, path) == blocked
+    until_ts = now_ms() + HOUR_MS
+    body = {"enabled": False, "reason": "floods ☎ rooms", "until_ts": until_ts}
+    assert put(admin, path, body) == {**blocked, **body}
+    assert get(admin, path) == {**blocked, **body}
+    assert put(admin, path, {"enabled": None, "reason": None, "until_ts": None}) == nothing
+    put(admin, path, {"enabled": False, "until_ts": now_ms() + 1500})
+    assert get(admin, path)["enabled"] is False
+    for process in everywhere(admin):
+        eventually(lambda p=process: get(p, path) == nothing, what="its end")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "field"),
+    [
+        ([], "M_BAD_JSON", ""),
+        ({}, "M_BAD_JSON", "enabled"),
+        ({"enabled": "false"}, "M_BAD_JSON", "enabled"),
+        ({"enabled": 0}, "M_BAD_JSON", "enabled"),
+        ({"enabled": False, "until": 5}, "M_BAD_JSON", "until"),
+        ({"enabled": True}, "M_INVALID_PARAM", "enabled"),
+        ({"enabled": False, "reason": 5}, "M_BAD_JSON", "reason"),
+        ({"enabled": False, "reason": "a\0b"}, "M_INVALID_PARAM", "reason"),
+        ({"enabled": False, "reason": "\ud800"}, "M_INVALID_PARAM", "reason"),
+        ({"enabled": False, "reason": "x" * 1001}, "M_INVALID_PARAM", "reason"),
+        ({"enabled": False, "until_ts": "5"}, "M_BAD_JSON", "until_ts"),
+        ({"enabled": False, "until_ts": True}, "M_BAD_JSON", "until_ts"),
+        ({"enabled": False, "until_ts": 1e15}, "M_BAD_JSON", "until_ts"),
+        ({"enabled": False, "until_ts": 1}, "M_INVALID_PARAM", "until_ts"),
+        ({"enabled": False, "until_ts": 2**70}, "M_INVALID_PARAM", "until_ts"),
+        ({"enabled": None, "reason": "x"}, "M_INVALID_PARAM", "reason"),
+        ({"enabled": None, "until_ts": 2**50}, "M_INVALID_PARAM", "until_ts"),
+    ],
+)
+def test_wrong_bodies(admin: Client, body: Any, code: str, field: str) -> None:
+    """Nothing is decided, and the answer names the field."""
+    path = f"users/{quote(admin.user_id, safe='')}/settings"
+    with pytest.raises(MatrixError) as caught:
+        # With characters that UTF-8 does not have, as JSON can write them.
+        _raw(admin, "PUT", path, json.dumps(body))
+    assert (caught.value.status, caught.value.errcode) == (400, code)
+    assert field in caught.value.error
+    assert get(admin, path)["enabled"] is True
+
+
+def test_bodies_of_rooms_and_no_json(admin: Client) -> None:
+    """A room has neither a reason nor an end, and a body is JSON."""
+    path = room_path(ROOM_V12, "/settings")
+    for body in ({"enabled": False, "reason": "x"}, {"enabled": False, "until_ts": 2**50}):
+        assert refusal(lambda body=body: put(admin, path, body)) == (400, "M_BAD_JSON")  # type: ignore[misc]
+    assert refusal(lambda: _raw(admin, "PUT", path, "{")) == (400, "M_NOT_JSON")
+    assert get(admin, path)["override"] is None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "rooms/nonsense",
+        "rooms/!nonsense",
+        "rooms/!a:b%00/settings",
+        "rooms/!a%00b:c/settings",
+        "rooms/!a:b%0A/settings",
+        f"rooms/!{'a' * 300}:b/settings",
+        "rooms/@a:b/servers",
+        "users/a/settings",
+        "users/!a:b/settings",
+        "users/@a:elsewhere.example/settings",
+        "servers/a_b/settings",
+        "servers/a:b:c/settings",
+        "servers/%00/settings",
+        "servers/OWN/settings",
+    ],
+)
+def test_nonsense_ids(homeserver: Homeserver, admin: Client, path: str) -> None:
+    """A6: nothing that is no ID can be decided on, nor this server itself."""
+    path = path.replace("OWN", quote(homeserver.server_name, safe=""))
+    assert refusal(lambda: get(admin, path)) == (400, "M_INVALID_PARAM")
+    if path.endswith("/settings"):
+        assert refusal(lambda: put(admin, path, {"enabled": False})) == (400, "M_INVALID_PARAM")
+
+
+@pytest.mark.parametrize("name", ["from", "limit"])
+def test_paging_parameters(admin: Client, name: str) -> None:
+    """Those of no sense are refused, and the largest numbers do no harm."""
+    room = admin.create_room()
+    for path in ("rooms", "servers", room_path(room), room_path(room, "/servers")):
+        for value in ("-1", "x", "1.5"):
+            attempt = lambda path=path, value=value: get(admin, path, **{name: value})  # noqa: E731
+            assert refusal(attempt) == (400, "M_INVALID_PARAM")
+        assert get(admin, path, **{name: 10**30})["total"] >= 0
+        assert get(admin, path, **{name: 0})["total"] >= 0
+
+
+def test_changes_are_logged(homeserver: Homeserver, admin: Client) -> None:
+    """Who decided is in the log, with the decision."""
+    before = homeserver.log_position()
+    name = unique("server")
+    put(admin, f"servers/{name}/settings", {"enabled": False, "reason": "so be it"})
+    (line,) = [line for line in homeserver.log_since(before).splitlines() if f" {name}:" in line]
+    assert " INFO " in line
+    assert admin.user_id in line
+    assert "so be it" in line
+
+
+def test_changes_at_the_same_time(homeserver: Homeserver, admin: Client) -> None:
+    """Each is made or not, and all processes agree on the last one."""
+    room = f"!{unique()}:elsewhere.example"
+    path, failures = room_path(room, "/settings"), []
+    processes = everywhere(admin)
+
+    def decide(number: int) -> None:
+        for turn in range(5):
+            try:
+                put(processes[number % len(processes)], path, {"enabled": turn % 2 == number % 2})
+            except Exception as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=decide, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    query = "SELECT enabled FROM synapse_sticky_overrides WHERE subject = ?"
+    ((enabled,),) = homeserver.query(query, room)
+    for process in processes:
+        eventually(
+            lambda process=process: get(process, path)["override"] == bool(enabled),  # type: ignore[misc]
+            what="agreeing",
+        )
+
+
+def test_decisions_survive(make_homeserver: MakeHomeserver) -> None:
+    """A decision that was answered is kept, even if the server is killed right after it."""
+    homeserver = make_homeserver("sqlite")
+    homeserver.start()
+    admin = homeserver.register(admin=True)
+    path = "servers/elsewhere.example/settings"
+    until_ts = now_ms() + HOUR_MS
+    blocked = put(admin, path, {"enabled": False, "reason": "spam", "until_ts": until_ts})
+    homeserver.kill("main")
+    homeserver.start()
+    assert get(admin, path) == blocked
+    put(admin, path, {"enabled": None})
+    homeserver.restart()
+    assert get(admin, path)["enabled"] is True
+
+
+# Who may ask
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_only_admins_may_ask(homeserver: Homeserver, alice: Client, method: str, path: str) -> None:
+    """Others get the errors of Synapse's own admin API, whatever they ask."""
+
+    def ask(token: str | None) -> tuple[int, str]:
+        response = homeserver.http.request(
+            method,
+            f"{homeserver.main_url}{API}/{path}",
+            headers={} if token is None else {"Authorization": f"Bearer {token}"},
+            json={"enabled": False} if method == "PUT" else None,
+        )
+        return response.status_code, response.json()["errcode"]
+
+    assert ask(None) == (401, "M_MISSING_TOKEN")
+    assert ask("nonsense") == (401, "M_UNKNOWN_TOKEN")
+    assert ask(alice.access_token) == (403, "M_FORBIDDEN")
+
+
+def test_tokens_that_ended(homeserver: Homeserver) -> None:
+    """An admin's token that has expired, or was logged out, is none any more."""
+    expired, logged_out = homeserver.register(admin=True), homeserver.register(admin=True)
+    homeserver.execute(
+        "UPDATE access_tokens SET valid_until_ms = 1 WHERE user_id = ?", expired.user_id
+    )
+    logged_out.request("POST", "/_matrix/client/v3/logout", json={})
+    for client in (expired, logged_out):
+        assert refusal(lambda c=client: get(c, "status")) == (401, "M_UNKNOWN_TOKEN")  # type: ignore[misc]
+
+
+def test_paths_and_methods(homeserver: Homeserver, admin: Client) -> None:
+    """Unknown ones are told apart, and browsers may ask from elsewhere."""
+    for path in ("", "nothing", "rooms/", "rooms//settings", "rooms/!a:b/settings/more", "room"):
+        assert refusal(lambda path=path: get(admin, path)) == (404, "M_UNRECOGNIZED")  # type: ignore[misc]
+    for method, path in (
+        ("POST", "status"),
+        ("DELETE", "rooms/!a:b/settings"),
+        ("GET", "servers/a.example/retry"),
+    ):
+        attempt = lambda m=method, p=path: admin.request(m, f"{API}/{p}")  # noqa: E731
+        assert refusal(attempt) == (405, "M_UNRECOGNIZED")
+    url = f"{homeserver.main_url}{API}/status"
+    assert homeserver.http.options(url).headers["Access-Control-Allow-Origin"] == "*"
+    assert homeserver.http.get(url).headers["Access-Control-Allow-Origin"] == "*"
+
+
+# Servers that are owed something
+
+
+def test_servers_that_are_owed(
+    homeserver: Homeserver, admin: Client, alice: Client, remote: RemoteServer
+) -> None:
+    """A1, F1: who is owed how much for how long, and why; not paid while Synapse backs off."""
+    room = create_room(alice)
+    remote.join(homeserver, room, "carol")
+    (first,) = send_sticky(alice, room)
+    wait_until_received(remote, [first])
+    remote.online = False
+    send_sticky(alice, room, 2)
+    retry = f"{API}/servers/{quote(remote.server_name, safe='')}/retry"
+
+    def owed(path: str) -> JsonDict | None:
+        servers = get(admin, path)["servers"]
+        found = [s for s in servers if s["server_name"] == remote.server_name]
+        return found[0] if found else None
+
+    in_this_room = room_path(room, "/servers")
+    server = eventually(
+        lambda: (s := owed(in_this_room)) and s["reason"] == "backing_off" and s["owed"] == 2 and s,
+        30,
+        "Synapse backing off",
+    )
+    assert server["oldest_owed_ms"] < 60_000
+    assert server["retry_ts"] > now_ms() - 10_000
+    assert in_room(admin, room)["owed"] == 2
+    assert get(admin, "status")["owed"] >= 2
+    assert owed("servers")
+
+    def until_ts() -> int:
+        # The pauses of these tests are short, and one may have ended just now.
+        response = homeserver.http.post(
+            homeserver.main_url + retry, headers={"Authorization": f"Bearer {admin.access_token}"}
+        )
+        assert response.status_code == 409
+        assert response.json()["errcode"] == "M_UNKNOWN"
+        return int(response.json()["retry_ts"])
+
+    assert eventually(until_ts, 20, "backing off") > now_ms() - 10_000
+    remote.online = True
+    eventually(lambda: owed(in_this_room) is None, 40, "nothing owed")
+    assert admin.request("POST", retry) == {"owed": 0}
+
+
+@pytest.mark.slow
+def test_paying_now(
+    homeserver: Homeserver, admin: Client, alice: Client, remote: RemoteServer
+) -> None:
+    """A server that is left alone for a while is sent what it is owed at once, when told."""
+    room = create_room(alice)
+    remote.join(homeserver, room, "carol")
+    (first,) = send_sticky(alice, room)
+    wait_until_received(remote, [first])
+    # As one that does not know the room: we come back after 1, 2, 4 and 8 seconds.
+    remote.judge = lambda event: None
+    (event_id,) = send_sticky(alice, room)
+    eventually(
+        lambda: receipts(remote, [event_id]).get(event_id, 0) >= 5, 60, "four tries of our own"
+    )
+    remote.judge = lambda event: {}
+    path = f"{API}/servers/{quote(remote.server_name, safe='')}/retry"
+    assert admin.request("POST", path)["owed"] >= 1
+    eventually(lambda: receipts(remote, [event_id])[event_id] >= 6, 4, "a try at once")
+
+
+# Several processes
+
+
+def test_all_processes_answer_alike(
+    homeserver: Homeserver, admin: Client, alice: Client, remote: RemoteServer
+) -> None:
+    """Each answers the same, and a decision made on one counts on all within a second."""
+    room = create_room(alice)
+    remote.join(homeserver, room, "carol")
+    remote.online = False
+    sent = send_sticky(alice, room, 2)
+    eventually(lambda: all(is_recorded(homeserver, e) for e in sent), what="noticing")
+    processes = everywhere(admin)
+
+    def answers(process: Client) -> list[JsonDict]:
+        status = get(process, "status")
+        del status["instance_name"]
+        described = in_room(process, room)
+        for event in described["events"]:
+            del event["remaining_ms"]
+        (server,) = get(process, room_path(room, "/servers"))["servers"]
+        del server["oldest_owed_ms"]
+        return [status, described, server, get(process, "rooms")]
+
+    def agree() -> bool:
+        first, *others = map(answers, processes)
+        assert all(other == first for other in others)
+        return True
+
+    eventually(agree, 20, "the same answers")
+    for process in processes:
+        for path, off in (
+            (room_path(room, "/settings"), {"enabled": False}),
+            (f"users/{quote(alice.user_id, safe='')}/settings", {"enabled": False}),
+            ("servers/elsewhere.example/settings", {"enabled": False, "reason": unique()}),
+        ):
+            expected = put(process, path, off)
+            for other in processes:
+                eventually(
+                    lambda o=other, p=path, e=expected: get(o, p) == e,  # type: ignore[misc]
+                    1,
+                    f"{path} known elsewhere",
+                )
+            put(process, path, {"enabled": None})
+    names = {get(process, "status")["instance_name"] for process in processes}
+    assert len(names) == len(processes)
+
+
+def _raw(admin: Client, method: str, path: str, body: str) -> None:
+    """A request with a body as it is written here."""
+    response = admin.homeserver.http.request(
+        method,
+        f"{admin.homeserver.main_url}{API}/{path}",
+        content=body,
+        headers={"Authorization": f"Bearer {admin.access_token}"},
+    )
+    if not response.is_success:
+        raise MatrixError.from_response(response)
