@@ -1,8 +1,13 @@
 """The API for the server's admins."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -12,10 +17,12 @@ from harness.client import Client, JsonDict, MatrixError
 from harness.homeserver import Homeserver
 from harness.remote import RemoteServer
 from harness.wait import eventually
+from synapse_sticky.admin.api import read_openapi
 from tests.federation import create_room, receipts, wait_until_received
 from tests.support import HOUR_MS, MakeHomeserver, is_recorded, now_ms, send_sticky, unique
 
 API = "/_synapse/client/synapse_sticky/admin/v1"
+PAGE = Path(__file__).parent.parent / "docs" / "admin-api.md"
 SETTINGS_TYPE = "io.github.synapse_sticky.settings"
 
 # Without a server in it, as from room version 12 on.
@@ -164,30 +171,34 @@ def test_rooms(homeserver: Homeserver, admin: Client, alice: Client) -> None:
     assert in_room(admin, decided) == {"room_id": decided, **entry, "events": [], "total": 0}
 
 
-def test_held_events(homeserver: Homeserver, admin: Client, alice: Client) -> None:
+def test_held_events(
+    homeserver: Homeserver, admin: Client, alice: Client, bob: Client, room: str
+) -> None:
     """A1: events that are held are counted and listed with all of their reasons."""
-    room = alice.create_room()
-    first, second, third = sent = send_sticky(alice, room, 3)
-    eventually(lambda: all(is_recorded(homeserver, e) for e in sent), what="noticing")
-    # As the indexer leaves them.
-    reasons = [(first, "over_rate"), (first, "switched_off"), (second, "switched_off")]
-    for event_id in (first, second):
-        homeserver.execute(
-            "UPDATE synapse_sticky_events SET position = NULL WHERE event_id = ?", event_id
-        )
-    for row in reasons:
-        homeserver.execute("INSERT INTO synapse_sticky_held (event_id, reason) VALUES (?, ?)", *row)
+    (first,), (second,) = send_sticky(alice, room), send_sticky(bob, room)
+    eventually(lambda: in_room(admin, room)["live"] == 2, what="live events")
+    user = f"users/{quote(bob.user_id, safe='')}/settings"
+    put(admin, user, {"enabled": False})
+    eventually(lambda: in_room(admin, room)["held"] == {"user_blocked": 1}, what="the block")
+    put(admin, room_path(room, "/settings"), {"enabled": False})
+    expected = {"switched_off": 2, "user_blocked": 1}
+    eventually(lambda: in_room(admin, room)["held"] == expected, what="the switch")
     described = in_room(admin, room)
-    assert described["live"] == 1
-    assert described["held"] == {"over_rate": 1, "switched_off": 2}
+    assert described["live"] == 0
+    assert described["enabled"] is False
     held = {event["event_id"]: event["held_reasons"] for event in described["events"]}
-    assert held == {first: ["over_rate", "switched_off"], second: ["switched_off"], third: []}
-    positions = [event["position"] for event in described["events"]]
-    assert positions[:2] == [None, None]
-    assert positions[2] is not None
+    assert held == {first: ["switched_off"], second: ["switched_off", "user_blocked"]}
+    assert [event["position"] for event in described["events"]] == [None, None]
+    (listed,) = [r for r in get(admin, "rooms", limit=1000)["rooms"] if r["room_id"] == room]
+    assert listed == {name: described[name] for name in listed}
     status = get(admin, "status")
     assert status["held"]["switched_off"] >= 2
-    assert status["held"]["over_rate"] >= 1
+    assert status["held"]["user_blocked"] >= 1
+
+    put(admin, room_path(room, "/settings"), {"enabled": None})
+    put(admin, user, {"enabled": None})
+    eventually(lambda: in_room(admin, room)["live"] == 2, what="their release")
+    assert in_room(admin, room)["held"] == {}
 
 
 # Decisions
@@ -549,6 +560,102 @@ def test_all_processes_answer_alike(
             put(process, path, {"enabled": None})
     names = {get(process, "status")["instance_name"] for process in processes}
     assert len(names) == len(processes)
+
+
+# The page and the document that describe it
+
+
+# A1, A4, A6
+@pytest.mark.deployments("sqlite")
+def test_the_examples(homeserver: Homeserver, admin: Client, alice: Client) -> None:
+    """Each line with curl in the documentation works as it stands there, and none is missing."""
+    room = alice.create_room()
+    names = {
+        "%21call%3Aexample.com": quote(room, safe=""),
+        "%40mallory%3Aexample.com": quote(alice.user_id, safe=""),
+    }
+    lines = [line for line in PAGE.read_text().splitlines() if line.startswith("curl ")]
+    used = set()
+    for line in lines:
+        for name, real in names.items():
+            line = line.replace(name, real)
+        done = subprocess.run(
+            ["sh", "-c", f"{line} -w '\n%{{http_code}}'"],
+            env={
+                **os.environ,
+                "API": homeserver.main_url + API,
+                "AUTH": f"Authorization: Bearer {admin.access_token}",
+            },
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        body, _, status = done.stdout.rpartition("\n")
+        assert (status, done.stderr) == ("200", ""), f"{line}: {done.stdout}"
+        assert isinstance(json.loads(body), dict)
+        method = "PUT" if "-X PUT" in line else "POST" if "-X POST" in line else "GET"
+        path = line[line.index("$API/") + 5 :].split()[0].strip('"').partition("?")[0]
+        used.add((method.lower(), path))
+    described = {
+        (method, path) for path, methods in read_openapi()["paths"].items() for method in methods
+    }
+    for method, path in described:
+        pattern = re.sub(r"{\w+}", "[^/]+", path.removeprefix("/"))
+        assert any(m == method and re.fullmatch(pattern, p) for m, p in used), (method, path)
+
+
+def test_the_document(homeserver: Homeserver) -> None:
+    """It is served to anybody, and describes the endpoints that there are."""
+    response = homeserver.http.get(f"{homeserver.main_url}{API}/openapi.json")
+    assert response.json() == read_openapi()
+    described = {
+        (method.upper(), path.removeprefix("/"))
+        for path, methods in read_openapi()["paths"].items()
+        for method in methods
+    }
+    ids = {"!a:b": "{room_id}", "@a:b": "{user_id}", "a.example": "{server_name}"}
+    known = {("GET", "openapi.json")}
+    for method, path in ROUTES:
+        for example, name in ids.items():
+            path = path.replace(example, name)
+        known.add((method, path))
+    assert described == known
+
+
+@pytest.mark.slow
+@pytest.mark.deployments("sqlite")
+def test_whatever_the_document_allows(make_homeserver: MakeHomeserver, tmp_path: Path) -> None:
+    """Schemathesis finds no answer that the document does not describe, and no error of ours."""
+    homeserver = make_homeserver("sqlite")
+    homeserver.start()
+    admin = homeserver.register(admin=True)
+    room = admin.create_room()
+    send_sticky(admin, room, 3)
+    document = read_openapi()
+    document["servers"] = [{"url": homeserver.main_url + API}]
+    # What only a server can know.
+    user_id = document["components"]["parameters"]["user_id"]["schema"]
+    user_id["pattern"] = rf"^@[a-z0-9]+:{re.escape(homeserver.server_name)}$"
+    document["components"]["schemas"]["UntilTs"]["minimum"] = now_ms() + HOUR_MS
+    path = tmp_path / "openapi.json"
+    path.write_text(json.dumps(document))
+    before = homeserver.log_position()
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "schemathesis.cli", "run", str(path)),
+            *("--url", homeserver.main_url + API, "--max-examples", "20", "--seed", "4354"),
+            *("--header", f"Authorization: Bearer {admin.access_token}"),
+            *("--max-time", "40", "--no-color"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert homeserver.problems_since(before) == ""
 
 
 def _raw(admin: Client, method: str, path: str, body: str) -> None:
