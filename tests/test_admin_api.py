@@ -6,7 +6,9 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import urllib.parse
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,6 +17,7 @@ import pytest
 
 from harness.client import Client, JsonDict, MatrixError
 from harness.homeserver import Homeserver
+from harness.processes import free_port
 from harness.remote import RemoteServer
 from harness.wait import eventually
 from synapse_sticky.admin.api import read_openapi
@@ -86,8 +89,9 @@ def refusal(attempt: Callable[[], Any]) -> tuple[int, str]:
 # What there is
 
 
+# A1
 def test_status(homeserver: Homeserver, admin: Client, alice: Client, room: str) -> None:
-    """A1: the versions, who does the noticing, and how much there is."""
+    """The versions, who does the noticing, and how much there is."""
     before = get(admin, "status")
     sent = send_sticky(alice, room, 3)
     eventually(lambda: all(is_recorded(homeserver, e) for e in sent), what="noticing")
@@ -104,8 +108,9 @@ def test_status(homeserver: Homeserver, admin: Client, alice: Client, room: str)
     assert {"version", "synapse_version", "newest_tested_synapse", "held", "owed"} < set(status)
 
 
+# A1
 def test_a_room_and_its_events(homeserver: Homeserver, admin: Client, alice: Client) -> None:
-    """A1: the events are listed oldest first, in pages, without their content."""
+    """The events are listed oldest first, in pages, without their content."""
     room = alice.create_room()
     sent = send_sticky(alice, room, 3, sticky_ms=HOUR_MS // 2)
     eventually(lambda: in_room(admin, room)["live"] == 3, what="the events")
@@ -171,10 +176,11 @@ def test_rooms(homeserver: Homeserver, admin: Client, alice: Client) -> None:
     assert in_room(admin, decided) == {"room_id": decided, **entry, "events": [], "total": 0}
 
 
+# A1
 def test_held_events(
     homeserver: Homeserver, admin: Client, alice: Client, bob: Client, room: str
 ) -> None:
-    """A1: events that are held are counted and listed with all of their reasons."""
+    """Events that are held are counted and listed with all of their reasons."""
     (first,), (second,) = send_sticky(alice, room), send_sticky(bob, room)
     eventually(lambda: in_room(admin, room)["live"] == 2, what="live events")
     user = f"users/{quote(bob.user_id, safe='')}/settings"
@@ -204,8 +210,9 @@ def test_held_events(
 # Decisions
 
 
+# A4
 def test_settings_of_a_room(admin: Client, alice: Client) -> None:
-    """A4: the admin comes first, then the room, then the default."""
+    """The admin comes first, then the room, then the default."""
     room = alice.create_room()
     path = room_path(room, "/settings")
     assert get(admin, path) == {"enabled": True, "enabled_by": "default", "override": None}
@@ -222,9 +229,10 @@ def test_settings_of_a_room(admin: Client, alice: Client) -> None:
     assert put(admin, path, {"enabled": None}) == by_room
 
 
+# A4
 @pytest.mark.parametrize("room_id", [ROOM_V12, "!a/b?c%&:elsewhere.example:8448", "!:[::1]"])
 def test_settings_of_rooms_that_are_not_known(admin: Client, room_id: str) -> None:
-    """A4: any room can be decided on, also before the server is in it."""
+    """Any room can be decided on, also before the server is in it."""
     path = room_path(room_id, "/settings")
     assert get(admin, path)["override"] is None
     assert refusal(lambda: in_room(admin, room_id)) == (404, "M_NOT_FOUND")
@@ -236,9 +244,10 @@ def test_settings_of_rooms_that_are_not_known(admin: Client, room_id: str) -> No
     assert refusal(lambda: in_room(admin, room_id)) == (404, "M_NOT_FOUND")
 
 
+# A6
 @pytest.mark.parametrize("kind", ["users", "servers"])
 def test_blocks(homeserver: Homeserver, admin: Client, kind: str) -> None:
-    """A6: a user or a server, known or not, is blocked with a reason and an end, or without."""
+    """A user or a server, known or not, is blocked with a reason and an end, or without."""
     subject = f"@{unique()}:{homeserver.server_name}" if kind == "users" else unique("server")
     path = f"{kind}/{quote(subject, safe='')}/settings"
     nothing = {
@@ -304,6 +313,7 @@ def test_bodies_of_rooms_and_no_json(admin: Client) -> None:
     assert get(admin, path)["override"] is None
 
 
+# A6
 @pytest.mark.parametrize(
     "path",
     [
@@ -324,7 +334,7 @@ def test_bodies_of_rooms_and_no_json(admin: Client) -> None:
     ],
 )
 def test_nonsense_ids(homeserver: Homeserver, admin: Client, path: str) -> None:
-    """A6: nothing that is no ID can be decided on, nor this server itself."""
+    """Nothing that is no ID can be decided on, nor this server itself."""
     path = path.replace("OWN", quote(homeserver.server_name, safe=""))
     assert refusal(lambda: get(admin, path)) == (400, "M_INVALID_PARAM")
     if path.endswith("/settings"):
@@ -446,13 +456,84 @@ def test_paths_and_methods(homeserver: Homeserver, admin: Client) -> None:
     assert homeserver.http.get(url).headers["Access-Control-Allow-Origin"] == "*"
 
 
+class AuthenticationService:
+    """A stand-in for Matrix Authentication Service: it knows tokens, and their scopes."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[str, JsonDict] = {}
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+                (token,) = urllib.parse.parse_qs(body)["token"]
+                answer = json.dumps(service.tokens.get(token, {"active": False})).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, format: str, *arguments: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", free_port()), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        """End it."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def authentication_service() -> Iterator[AuthenticationService]:
+    """A service that issues the tokens in place of Synapse."""
+    service = AuthenticationService()
+    yield service
+    service.close()
+
+
+def test_tokens_of_an_authentication_service(
+    make_homeserver: MakeHomeserver, authentication_service: AuthenticationService
+) -> None:
+    """Its scope says who is an admin, and not the flag in the database."""
+    homeserver = make_homeserver("sqlite")
+    homeserver.start()
+    plain, flagged = homeserver.register(), homeserver.register(admin=True)
+    homeserver.stop()
+    homeserver.reconfigure(
+        extra_config={
+            "matrix_authentication_service": {
+                "enabled": True,
+                "endpoint": authentication_service.url,
+                "secret": "secret",
+            },
+            "password_config": {"enabled": False},
+        }
+    )
+    homeserver.start()
+    for client, scope in ((plain, "urn:synapse:admin:*"), (flagged, "")):
+        authentication_service.tokens[client.access_token] = {
+            "active": True,
+            "scope": f"urn:matrix:client:api:* {scope}",
+            "username": client.user_id[1:].partition(":")[0],
+        }
+    assert get(plain, "status")["live"] == 0
+    assert refusal(lambda: get(flagged, "status")) == (403, "M_FORBIDDEN")
+    flagged.access_token = "unknown"
+    assert refusal(lambda: get(flagged, "status")) == (401, "M_UNKNOWN_TOKEN")
+
+
 # Servers that are owed something
 
 
+# A1, F1
 def test_servers_that_are_owed(
     homeserver: Homeserver, admin: Client, alice: Client, remote: RemoteServer
 ) -> None:
-    """A1, F1: who is owed how much for how long, and why; not paid while Synapse backs off."""
+    """Who is owed how much for how long, and why; not paid while Synapse backs off."""
     room = create_room(alice)
     remote.join(homeserver, room, "carol")
     (first,) = send_sticky(alice, room)
@@ -644,9 +725,9 @@ def test_whatever_the_document_allows(make_homeserver: MakeHomeserver, tmp_path:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "schemathesis.cli", "run", str(path)),
-            *("--url", homeserver.main_url + API, "--max-examples", "20", "--seed", "4354"),
+            *("--url", homeserver.main_url + API, "--no-color", "--seed", "4354"),
+            *("--phases", "examples,coverage,fuzzing", "--max-examples", "20"),
             *("--header", f"Authorization: Bearer {admin.access_token}"),
-            *("--max-time", "40", "--no-color"),
         ],
         cwd=tmp_path,
         capture_output=True,
