@@ -63,7 +63,9 @@ from synapse_sticky.seams.tables import SynapseTables, check_tables
 from synapse_sticky.servers.debts import Debt, Debts
 from synapse_sticky.servers.ledger import Ledger
 from synapse_sticky.servers.looper import RETRY, Looper
+from synapse_sticky.servers.obstacles import Obstacles
 from synapse_sticky.storage.migrations import migrate
+from synapse_sticky.storage.obstacles import ObstacleStore
 from synapse_sticky.storage.overrides import OverrideRow, OverrideStore, read_overrides
 from synapse_sticky.storage.reports import Reports
 from synapse_sticky.storage.store import StickyStore
@@ -131,6 +133,7 @@ class StickyEventsModule:
         extremities.install(hs)
         reader.start(config)
 
+        obstacles = ObstacleStore(api)
         ledger: Ledger | None = None
         looper: Looper | None = None
         if federation.sends:
@@ -148,8 +151,16 @@ class StickyEventsModule:
             )
             outgoing.follow_returns(hs, looper.on_back)
             on_messages(hs, {RETRY: looper.retry})
+            Obstacles(api, obstacles, federation, looper).start(config)
         self._debts = Debts(
-            clock, store, reader, federation, ledger, looper, config.federation_grace_period_ms
+            clock,
+            store,
+            obstacles,
+            reader,
+            federation,
+            ledger,
+            looper,
+            config.federation_grace_period_ms,
         )
 
         def retry(server_name: str) -> None:

@@ -548,11 +548,15 @@ def test_servers_that_are_owed(
         return found[0] if found else None
 
     in_this_room = room_path(room, "/servers")
-    server = eventually(
-        lambda: (s := owed(in_this_room)) and s["reason"] == "backing_off" and s["owed"] == 2 and s,
-        30,
-        "Synapse backing off",
-    )
+
+    def backing_off() -> JsonDict:
+        server = owed(in_this_room)
+        assert server is not None
+        assert (server["reason"], server["owed"]) == ("backing_off", 2)
+        assert server["obstacle"] == "Synapse is backing off from it"
+        return server
+
+    server = eventually(backing_off, 30, "Synapse backing off")
     assert server["oldest_owed_ms"] < 60_000
     assert server["retry_ts"] > now_ms() - 10_000
     assert in_room(admin, room)["owed"] == 2
@@ -583,16 +587,25 @@ def test_paying_now(
     remote.join(homeserver, room, "carol")
     (first,) = send_sticky(alice, room)
     wait_until_received(remote, [first])
-    # As one that does not know the room: we come back after 1, 2, 4 and 8 seconds.
+    # As one that does not know the room: we come back after 1, 2, 4, 8 and 16 seconds.
     remote.judge = lambda event: None
     (event_id,) = send_sticky(alice, room)
     eventually(
-        lambda: receipts(remote, [event_id]).get(event_id, 0) >= 5, 60, "four tries of our own"
+        lambda: receipts(remote, [event_id]).get(event_id, 0) >= 6, 60, "five tries of our own"
     )
+    for process in everywhere(admin):
+
+        def is_paused(process: Client = process) -> bool:
+            (server,) = get(process, room_path(room, "/servers"))["servers"]
+            assert server["reason"] == "trying"
+            assert server["obstacle"] == "it does not know the room yet"
+            return server["retry_ts"] is not None and int(server["retry_ts"]) > now_ms()
+
+        eventually(is_paused, what="the pause")
     remote.judge = lambda event: {}
     path = f"{API}/servers/{quote(remote.server_name, safe='')}/retry"
     assert admin.request("POST", path)["owed"] >= 1
-    eventually(lambda: receipts(remote, [event_id])[event_id] >= 6, 4, "a try at once")
+    eventually(lambda: receipts(remote, [event_id])[event_id] >= 7, 4, "a try at once")
 
 
 # Several processes

@@ -310,7 +310,8 @@ def _describe_server(debts: Sequence[StoredDebt], now_ts: int) -> JsonDict:
         "owed": sum(debt.owed for debt in debts),
         "oldest_owed_ms": max(0, now_ts - min(debt.since_ts for debt in debts)),
         "reason": reason.value,
-        "retry_ts": debts[0].retry_ts,
+        "obstacle": debts[0].obstacle,
+        "retry_ts": max((d.retry_ts for d in debts if d.retry_ts is not None), default=None),
     }
 
 

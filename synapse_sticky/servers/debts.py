@@ -12,6 +12,7 @@ from synapse_sticky.seams.federation import Federation
 from synapse_sticky.servers.ledger import Ledger
 from synapse_sticky.servers.looper import Looper
 from synapse_sticky.servers.watermarks import Watermarks
+from synapse_sticky.storage.obstacles import Obstacle, ObstacleStore
 from synapse_sticky.storage.store import StickyStore
 
 
@@ -55,7 +56,8 @@ class StoredDebt:
     Attributes:
         owed: how many events.
         since_ts: when the oldest of them became deliverable, in ms since the epoch.
-        retry_ts: until when Synapse leaves the server alone, if it does.
+        obstacle: why the last try came to nothing, if there was one.
+        retry_ts: until when the server is left alone, if it is.
     """
 
     server_name: str
@@ -63,6 +65,7 @@ class StoredDebt:
     owed: int
     since_ts: int
     reason: Reason
+    obstacle: str | None
     retry_ts: int | None
 
 
@@ -73,6 +76,7 @@ class Debts:
         self,
         clock: Clock,
         store: StickyStore,
+        obstacles: ObstacleStore,
         reader: IndexReader,
         federation: Federation,
         ledger: Ledger | None,
@@ -81,6 +85,7 @@ class Debts:
     ) -> None:
         self._clock = clock
         self._store = store
+        self._obstacles = obstacles
         self._reader = reader
         self._federation = federation
         self._ledger = ledger
@@ -115,6 +120,7 @@ class Debts:
         """
         index, now_ts = self._reader.index, self._clock.now_ts()
         rows = await self._store.get_watermarks(now_ts)
+        obstacles = await self._obstacles.get_all()
         stored = Watermarks()
         stored.load((row for row in rows if room_id in (None, row.room_id)), index, now_ts)
         debts: list[StoredDebt] = []
@@ -125,25 +131,37 @@ class Debts:
                 if self._federation.is_other(server_name):
                     owed = list(stored.owed(index, server_name, name, now_ts))
                     if owed:
-                        debts.append(await self._describe_stored(server_name, owed, now_ts))
+                        obstacle = obstacles.get(server_name)
+                        debts.append(
+                            await self._describe_stored(server_name, owed, obstacle, now_ts)
+                        )
             # Other requests need not wait until all rooms are looked at.
             await self._clock.sleep(0)
         return debts
 
     async def _describe_stored(
-        self, server_name: str, owed: list[StickyEvent], now_ts: int
+        self, server_name: str, owed: list[StickyEvent], obstacle: Obstacle | None, now_ts: int
     ) -> StoredDebt:
+        oldest = owed[0]
         retry_ts = await self.backing_off_until_ts(server_name)
-        join = self._reader.index.join(server_name, owed[0].room_id)
+        join = self._reader.index.join(server_name, oldest.room_id)
         reason = Reason.TRYING
         if retry_ts is not None:
             reason = Reason.BACKING_OFF
-        elif owed[0].position + self._grace_period_ms > now_ts and (
-            join is None or owed[0].position >= join.position
+        elif oldest.position + self._grace_period_ms > now_ts and (
+            join is None or oldest.position >= join.position
         ):
             reason = Reason.FRESH
+        elif obstacle is not None and obstacle.retry_ts > now_ts:
+            retry_ts = obstacle.retry_ts
         return StoredDebt(
-            server_name, owed[0].room_id, len(owed), owed[0].position, reason, retry_ts
+            server_name,
+            oldest.room_id,
+            len(owed),
+            oldest.position,
+            reason,
+            obstacle.obstacle if obstacle is not None else None,
+            retry_ts,
         )
 
     async def backing_off_until_ts(self, server_name: str) -> int | None:

@@ -34,6 +34,7 @@ from synapse_sticky.deliverable.reader import IndexReader
 from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.federation import Accepted, CannotReach, Federation
 from synapse_sticky.servers.ledger import Ledger
+from synapse_sticky.storage.obstacles import Obstacle
 from synapse_sticky.storage.rows import Changes
 
 logger = logging.getLogger(__name__)
@@ -256,6 +257,14 @@ class Looper:
         """Why a server that is owed something was not paid; empty if it was not tried."""
         debtor = self._debtors.get(server_name)
         return debtor.obstacle if debtor else ""
+
+    def obstacles(self) -> list[Obstacle]:
+        """Return why servers that are owed something were not paid, as far as they were tried."""
+        return [
+            Obstacle(debtor.server_name, debtor.obstacle, debtor.next_ts)
+            for debtor in self._debtors.values()
+            if debtor.obstacle
+        ]
 
     # The loop.
 
