@@ -28,6 +28,9 @@ API = "/_synapse/client/synapse_sticky/admin/v1"
 PAGE = Path(__file__).parent.parent / "docs" / "admin-api.md"
 SETTINGS_TYPE = "io.github.synapse_sticky.settings"
 
+# Workers use PostgreSQL too.
+pytestmark = pytest.mark.repeats("postgres")
+
 # Without a server in it, as from room version 12 on.
 ROOM_V12 = "!" + "Ab-_" * 10 + "xyz"
 
@@ -207,6 +210,20 @@ def test_held_events(
     assert in_room(admin, room)["held"] == {}
 
 
+# A1
+def test_a_room_that_was_purged(homeserver: Homeserver, admin: Client, alice: Client) -> None:
+    """It is shown as long as there is anything left of it."""
+    room = alice.create_room()
+    (event_id,) = send_sticky(alice, room)
+    eventually(lambda: in_room(admin, room)["live"] == 1, what="the event")
+    admin.request("DELETE", f"/_synapse/admin/v1/rooms/{quote(room)}", json={"purge": True})
+    eventually(
+        lambda: not homeserver.query("SELECT 1 FROM rooms WHERE room_id = ?", room), what="purging"
+    )
+    (event,) = in_room(admin, room)["events"]
+    assert (event["event_id"], event["type"]) == (event_id, None)
+
+
 # Decisions
 
 
@@ -271,6 +288,7 @@ def test_blocks(homeserver: Homeserver, admin: Client, kind: str) -> None:
         eventually(lambda p=process: get(p, path) == nothing, what="its end")  # type: ignore[misc]
 
 
+@pytest.mark.repeats("workers")
 @pytest.mark.parametrize(
     ("body", "code", "field"),
     [
@@ -314,6 +332,7 @@ def test_bodies_of_rooms_and_no_json(admin: Client) -> None:
 
 
 # A6
+@pytest.mark.repeats("workers")
 @pytest.mark.parametrize(
     "path",
     [
@@ -392,6 +411,7 @@ def test_changes_at_the_same_time(homeserver: Homeserver, admin: Client) -> None
         )
 
 
+@pytest.mark.slow
 def test_decisions_survive(make_homeserver: MakeHomeserver) -> None:
     """A decision that was answered is kept, even if the server is killed right after it."""
     homeserver = make_homeserver("sqlite")
@@ -411,6 +431,7 @@ def test_decisions_survive(make_homeserver: MakeHomeserver) -> None:
 # Who may ask
 
 
+@pytest.mark.repeats("workers")
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 def test_only_admins_may_ask(homeserver: Homeserver, alice: Client, method: str, path: str) -> None:
     """Others get the errors of Synapse's own admin API, whatever they ask."""
@@ -495,6 +516,7 @@ def authentication_service() -> Iterator[AuthenticationService]:
     service.close()
 
 
+@pytest.mark.slow
 def test_tokens_of_an_authentication_service(
     make_homeserver: MakeHomeserver, authentication_service: AuthenticationService
 ) -> None:
@@ -530,6 +552,7 @@ def test_tokens_of_an_authentication_service(
 
 
 # A1, F1
+@pytest.mark.slow
 def test_servers_that_are_owed(
     homeserver: Homeserver, admin: Client, alice: Client, remote: RemoteServer
 ) -> None:

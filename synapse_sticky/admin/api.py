@@ -146,9 +146,14 @@ class AdminApi:
 
     async def _check_known(self, room_id: str) -> None:
         _check_room_id(room_id)
-        is_decided = self._settings.overrides.get(Kind.ROOM, room_id) is not None
-        if not is_decided and not await self._rooms.is_known(room_id):
-            raise NotFoundError("This server does not know this room")
+        if self._settings.overrides.get(Kind.ROOM, room_id) is not None:
+            return
+        # A room that was purged may be left in our tables for a while.
+        if await self._rooms.is_known(room_id) or await self._reports.count(
+            self._clock.now_ts(), room_id
+        ):
+            return
+        raise NotFoundError("This server does not know this room")
 
     # Servers
 

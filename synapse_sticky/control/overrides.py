@@ -53,6 +53,9 @@ class Overrides:
         self._store = store
         self._by_subject: dict[Subject, Override] = {}
         self._listeners: list[Callable[[set[Subject]], None]] = []
+        # How many times the table was begun to be read, and which of them counts.
+        self._begun = 0
+        self._newest = 0
 
     def subscribe(self, listener: Callable[[set[Subject]], None]) -> None:
         """Call this with what has been decided anew, or not any more. It must not raise."""
@@ -91,7 +94,12 @@ class Overrides:
 
     async def refresh(self) -> None:
         """Take over what is stored now."""
-        self._take_over(await self._store.get_all())
+        self._begun = number = self._begun + 1
+        rows = await self._store.get_all()
+        # One that began before may end later, and not know the newest decision.
+        if number > self._newest:
+            self._newest = number
+            self._take_over(rows)
 
     def on_signal(self, _: object = None) -> None:
         """Another process has stored a decision. Never raises."""
