@@ -109,6 +109,7 @@ class StickyEventsModule:
         )
         overrides.load(decided)
         control_signal.subscribe(overrides.on_signal)
+        overrides.start()
         room_state = RoomState(hs, tables)
         self._settings = Settings(overrides, room_state, config.enabled_by_default)
         delivery = Delivery(clock, reader, source)

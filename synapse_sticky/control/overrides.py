@@ -7,6 +7,7 @@ The process that is asked stores a decision, and tells all others, before it ans
 import enum
 import logging
 from collections.abc import Callable, Iterator
+from typing import Final
 
 import attr
 from synapse.module_api import ModuleApi
@@ -15,6 +16,10 @@ from synapse_sticky.seams.background import Clock
 from synapse_sticky.storage.overrides import OverrideRow, OverrideStore
 
 logger = logging.getLogger(__name__)
+
+
+_END_INTERVAL_MS: Final = 1_000
+_POLL_INTERVAL_MS: Final = 60_000
 
 
 class Kind(enum.Enum):
@@ -114,7 +119,18 @@ class Overrides:
                 "before count, trying again"
             )
 
-    def end(self) -> None:
+    def start(self) -> None:
+        """Begin to look for decisions that have ended, and for signals that were lost."""
+        call = self._api.looping_background_call
+        call(self._end, _END_INTERVAL_MS, desc="sticky_overrides_end")
+        call(
+            self._refresh_safely,
+            _POLL_INTERVAL_MS,
+            desc="sticky_overrides_poll",
+            run_on_all_instances=True,
+        )
+
+    async def _end(self) -> None:
         """Tell listeners of the decisions that have ended by now."""
         ended = {s for s, o in self._by_subject.items() if not self._is_valid(o)}
         for subject in ended:

@@ -1,0 +1,159 @@
+"""What the server's admin decides on rooms, users and servers, and what becomes of live events."""
+
+from urllib.parse import quote
+
+import pytest
+
+from harness.client import Client, JsonDict, MatrixError
+from harness.homeserver import BACKGROUND_WORKER, Homeserver
+from harness.remote import RemoteServer
+from harness.wait import eventually
+from tests.support import (
+    MakeHomeserver,
+    is_stored,
+    now_ms,
+    section_ids,
+    send_sticky,
+    sticky,
+    wait_for_readers,
+)
+from tests.test_switch import reasons, switch
+
+API = "/_synapse/client/synapse_sticky/admin/v1"
+
+
+def decide(admin: Client, kind: str, subject: str, enabled: bool | None, **more: object) -> None:
+    """What the server's admin decides."""
+    body: JsonDict = {"enabled": enabled, **more}
+    admin.request("PUT", f"{API}/{kind}/{quote(subject, safe='')}/settings", json=body)
+
+
+@pytest.fixture(scope="module")
+def admins() -> dict[str, Client]:
+    """The admin of each homeserver."""
+    return {}
+
+
+@pytest.fixture
+def admin(homeserver: Homeserver, admins: dict[str, Client]) -> Client:
+    """An admin of the server."""
+    if homeserver.server_name not in admins:
+        admins[homeserver.server_name] = homeserver.register(admin=True)
+    return admins[homeserver.server_name]
+
+
+def shows(homeserver: Homeserver, reader: Client, room: str, expected: list[str]) -> None:
+    """Every process has just these events in the section, soon."""
+    for url in homeserver.client_urls:
+        via = reader.via(url)
+        eventually(lambda v=via: section_ids(v, room) == expected, 3, f"{expected} at {url}")  # type: ignore[misc]
+
+
+def test_a_room(
+    homeserver: Homeserver, admin: Client, alice: Client, bob: Client, room: str
+) -> None:
+    # A4: before its own settings, both ways
+    sent = send_sticky(alice, room, 2)
+    wait_for_readers(bob, room, sent[-1])
+    decide(admin, "rooms", room, False)
+    shows(homeserver, bob, room, [])
+    for url in homeserver.client_urls:
+        with pytest.raises(MatrixError, match="server's admin") as caught:
+            send_sticky(alice.via(url), room)
+        assert caught.value.status == 403
+    switch(alice, room, {"enabled": True})
+    assert section_ids(bob, room) == []
+    decide(admin, "rooms", room, None)
+    shows(homeserver, bob, room, sent)
+    switch(alice, room, {"enabled": False})
+    shows(homeserver, bob, room, [])
+    decide(admin, "rooms", room, True)
+    shows(homeserver, bob, room, sent)
+    (more,) = send_sticky(alice, room)
+    shows(homeserver, bob, room, [*sent, more])
+
+
+def test_a_user(
+    homeserver: Homeserver, admin: Client, alice: Client, bob: Client, room: str
+) -> None:
+    # A6: live events are held, nobody else's, until it ends
+    (kept,) = send_sticky(bob, room)
+    (sent,) = send_sticky(alice, room)
+    wait_for_readers(bob, room, sent)
+    until_ts = now_ms() + 4_000
+    decide(admin, "users", alice.user_id, False, reason="too loud", until_ts=until_ts)
+    shows(homeserver, bob, room, [kept])
+    assert reasons(homeserver, sent) == ["user_blocked"]
+    for url in homeserver.client_urls:
+        with pytest.raises(MatrixError, match="too loud") as caught:
+            send_sticky(alice.via(url), room)
+        assert caught.value.status == 403
+    assert alice.send(room)
+    eventually(lambda: reasons(homeserver, sent) == [], 8, "the end")
+    assert now_ms() >= until_ts
+    shows(homeserver, bob, room, [kept, sent])
+    assert send_sticky(alice, room)
+
+
+def test_a_server(
+    homeserver: Homeserver, admin: Client, bob: Client, remote: RemoteServer, room: str
+) -> None:
+    # A6: what is there and what comes is held, in each room
+    carol = remote.join(homeserver, room, "carol")
+    first = remote.send_event(room, carol, **sticky()).event_id
+    shows(homeserver, bob, room, [first])
+    decide(admin, "servers", remote.server_name, False)
+    shows(homeserver, bob, room, [])
+    second = remote.send_event(room, carol, **sticky()).event_id
+    eventually(lambda: reasons(homeserver, second) == ["server_blocked"], 5, "held")
+    plain = remote.send_event(room, carol)
+    eventually(lambda: is_stored(homeserver, plain), 5, "an ordinary event")
+    decide(admin, "servers", remote.server_name, None)
+    shows(homeserver, bob, room, [first, second])
+
+
+def test_two_reasons(
+    homeserver: Homeserver, admin: Client, alice: Client, bob: Client, room: str
+) -> None:
+    # A1: an event is delivered once the last of them has ended
+    (sent,) = send_sticky(alice, room)
+    wait_for_readers(bob, room, sent)
+    decide(admin, "users", alice.user_id, False)
+    switch(alice, room, {"enabled": False})
+    expected = ["switched_off", "user_blocked"]
+    eventually(lambda: reasons(homeserver, sent) == expected, 5, "both")
+    decide(admin, "users", alice.user_id, None)
+    eventually(lambda: reasons(homeserver, sent) == ["switched_off"], 5, "one")
+    assert section_ids(bob, room) == []
+    switch(alice, room, {})
+    shows(homeserver, bob, room, [sent])
+
+
+def _is_refused(client: Client, room: str) -> bool:
+    try:
+        send_sticky(client, room)
+    except MatrixError as error:
+        return error.status == 403
+    return False
+
+
+@pytest.mark.slow
+def test_while_nobody_gives_out_positions(make_homeserver: MakeHomeserver) -> None:
+    # A4: the gate is shut at once on all processes, live events are held when somebody is back
+    homeserver = make_homeserver("workers")
+    homeserver.start()
+    admin, alice = homeserver.register(admin=True), homeserver.register()
+    room = alice.create_room()
+    sent = send_sticky(alice, room, 2)
+    wait_for_readers(alice, room, sent[-1])
+    homeserver.kill(BACKGROUND_WORKER)
+    decide(admin, "rooms", room, False)
+    for url in homeserver.client_urls:
+        eventually(lambda u=url: _is_refused(alice.via(u), room), 2, "refused")  # type: ignore[misc]
+    assert section_ids(alice, room) == sent
+    homeserver.start_process(BACKGROUND_WORKER)
+    shows(homeserver, alice, room, [])
+    homeserver.restart()
+    assert section_ids(alice, room) == []
+    decide(admin, "rooms", room, None)
+    shows(homeserver, alice, room, sent)
