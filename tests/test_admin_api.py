@@ -115,18 +115,18 @@ def test_status(homeserver: Homeserver, admin: Client, alice: Client, room: str)
 def test_a_room_and_its_events(homeserver: Homeserver, admin: Client, alice: Client) -> None:
     """The events are listed oldest first, in pages, without their content."""
     room = alice.create_room()
-    sent = send_sticky(alice, room, 3, sticky_ms=HOUR_MS // 2)
-    eventually(lambda: in_room(admin, room)["live"] == 3, what="the events")
+    sent = send_sticky(alice, room, 6, sticky_ms=HOUR_MS // 2)
+    eventually(lambda: in_room(admin, room)["live"] == 6, what="the events")
     described = in_room(admin, room)
     events = described.pop("events")
     assert described == {
         "room_id": room,
-        "live": 3,
+        "live": 6,
         "held": {},
         "owed": 0,
         "enabled": True,
         "enabled_by": "default",
-        "total": 3,
+        "total": 6,
     }
     assert [event["event_id"] for event in events] == sent
     for event in events:
@@ -139,11 +139,11 @@ def test_a_room_and_its_events(homeserver: Homeserver, admin: Client, alice: Cli
         assert event["held_reasons"] == []
     assert [e["position"] for e in events] == sorted(e["position"] for e in events)
 
-    page = get(admin, room_path(room), limit=2)
-    assert [event["event_id"] for event in page["events"]] == sent[:2]
-    page = get(admin, room_path(room), limit=2, **{"from": page["next_token"]})
-    assert [event["event_id"] for event in page["events"]] == sent[2:]
-    assert page["total"] == 3
+    page = get(admin, room_path(room), limit=4)
+    assert [event["event_id"] for event in page["events"]] == sent[:4]
+    page = get(admin, room_path(room), limit=4, **{"from": page["next_token"]})
+    assert [event["event_id"] for event in page["events"]] == sent[4:]
+    assert page["total"] == 6
     assert "next_token" not in page
 
 
