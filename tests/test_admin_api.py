@@ -38,6 +38,7 @@ ROUTES = [
     ("GET", "status"),
     ("GET", "rooms"),
     ("GET", "rooms/!a:b"),
+    ("GET", "rooms/!a:b/map"),
     ("GET", "rooms/!a:b/servers"),
     ("GET", "rooms/!a:b/settings"),
     ("PUT", "rooms/!a:b/settings"),
@@ -224,6 +225,56 @@ def test_a_room_that_was_purged(homeserver: Homeserver, admin: Client, alice: Cl
     assert (event["event_id"], event["type"]) == (event_id, None)
 
 
+# M1, M3
+def test_the_map_of_a_room(admin: Client, alice: Client, bob: Client, room: str) -> None:
+    """Events replace, remove and redact each other as for clients; encrypted ones are opaque."""
+
+    def seat(client: Client, row: int | None, sticky_ms: int = HOUR_MS // 2) -> str:
+        content = {"msc4354_sticky_key": "laptop"} | ({} if row is None else {"row": row})
+        return client.send(room, content, type="org.example.seat", sticky_ms=sticky_ms)
+
+    def entries() -> list[JsonDict]:
+        found = get(admin, room_path(room, "/map"))
+        assert found["total"] == len(found["entries"])
+        listed: list[JsonDict] = found["entries"]
+        return listed
+
+    seat(alice, 1)
+    second = seat(alice, 2)
+    seat(alice, 3, sticky_ms=HOUR_MS // 3)
+    seat(bob, 4)
+    redacted = send_sticky(alice, room)[0]
+    alice.redact(room, redacted)
+    opaque = bob.send(room, {"ciphertext": "x"}, type="m.room.encrypted", sticky_ms=HOUR_MS)
+    eventually(lambda: len(entries()) == 3, what="alice's seat, bob's seat and the encrypted one")
+    by_id = {entry["event_id"]: entry for entry in entries()}
+    assert 0 < by_id[second].pop("remaining_ms") <= HOUR_MS // 2
+    assert by_id[second] == {
+        "sender": alice.user_id,
+        "type": "org.example.seat",
+        "sticky_key": "laptop",
+        "event_id": second,
+        "opaque": False,
+        "content": {"msc4354_sticky_key": "laptop", "row": 2},
+    }
+    del by_id[opaque]["remaining_ms"]
+    assert by_id[opaque] == {
+        "sender": bob.user_id,
+        "type": "m.room.encrypted",
+        "sticky_key": None,
+        "event_id": opaque,
+        "opaque": True,
+        "content": None,
+    }
+    # Bob leaves his seat, and what is held is not in the map.
+    seat(bob, None, sticky_ms=HOUR_MS)
+    eventually(lambda: {e["event_id"] for e in entries()} == {second, opaque}, what="the removal")
+    path = f"users/{quote(alice.user_id, safe='')}/settings"
+    put(admin, path, {"enabled": False})
+    eventually(lambda: [e["event_id"] for e in entries()] == [opaque], what="the block")
+    put(admin, path, {"enabled": None})
+
+
 # Decisions
 
 
@@ -364,7 +415,8 @@ def test_nonsense_ids(homeserver: Homeserver, admin: Client, path: str) -> None:
 def test_paging_parameters(admin: Client, name: str) -> None:
     """Those of no sense are refused, and the largest numbers do no harm."""
     room = admin.create_room()
-    for path in ("rooms", "servers", room_path(room), room_path(room, "/servers")):
+    of_room = [room_path(room, rest) for rest in ("", "/map", "/servers")]
+    for path in ("rooms", "servers", *of_room):
         for value in ("-1", "x", "1.5"):
             attempt = lambda path=path, value=value: get(admin, path, **{name: value})  # noqa: E731
             assert refusal(attempt) == (400, "M_INVALID_PARAM")

@@ -20,6 +20,7 @@ from synapse_sticky.admin.decisions import BadBody, BadValue, Decision
 from synapse_sticky.admin.lag import Lag
 from synapse_sticky.control.overrides import Kind, Override
 from synapse_sticky.control.settings import DecidedBy, Settings
+from synapse_sticky.ephemeral_map import Entry, EphemeralMap
 from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.checks import NEWEST_TESTED_SYNAPSE, synapse_version
 from synapse_sticky.seams.requests import AdminRequest, Route, is_server_name
@@ -30,6 +31,9 @@ from synapse_sticky.storage.reports import EventReport, Reports, RoomCounts
 logger = logging.getLogger(__name__)
 
 _MAX_ID_LENGTH: Final = 255
+_BATCH: Final = 500
+"""How many events are read at a time."""
+
 _CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -53,13 +57,14 @@ class AdminApi:
     _retry: Callable[[str], None]
 
     def routes(self) -> list[Route]:
-        """Return the endpoints. The ephemeral map of a room will be one more."""
+        """Return the endpoints."""
         return [
             # It holds no secret, and what reads such a document seldom has a token.
             Route("GET", "openapi.json", self.get_openapi, is_public=True),
             Route("GET", "status", self.get_status),
             Route("GET", "rooms", self.get_rooms),
             Route("GET", "rooms/{room_id}", self.get_room),
+            Route("GET", "rooms/{room_id}/map", self.get_map),
             Route("GET", "rooms/{room_id}/servers", self.get_servers_of_room),
             Route("GET", "rooms/{room_id}/settings", self.get_room_settings),
             Route("PUT", "rooms/{room_id}/settings", self.put_room_settings),
@@ -132,6 +137,20 @@ class AdminApi:
             ],
             **_totals(start, limit, total),
         }
+
+    async def get_map(self, request: AdminRequest, room_id: str) -> JsonDict:
+        """Return the ephemeral map that clients make of a room's sticky events."""
+        await self._check_known(room_id)
+        now_ts = self._clock.now_ts()
+        expires_ts = await self._reports.get_live(room_id, now_ts)
+        event_ids, ephemeral = list(expires_ts), EphemeralMap()
+        for start in range(0, len(event_ids), _BATCH):
+            for event in await self._rooms.contents_of(event_ids[start : start + _BATCH]):
+                ephemeral.add(room_id, event, now_ts, expires_ts=expires_ts[event["event_id"]])
+            # Other requests need not wait for the whole room.
+            await self._clock.sleep(0)
+        entries = [_describe_entry(e, now_ts) for e in ephemeral.entries(room_id, now_ts)]
+        return await _paged(request, "entries", entries)
 
     async def _describe_room(self, room_id: str, counts: RoomCounts, owed: int) -> JsonDict:
         settings = await self._settings.of_room(room_id)
@@ -303,6 +322,18 @@ def _describe_event(event: EventReport, event_type: str | None, now_ts: int) -> 
         "remaining_ms": event.expires_ts - now_ts,
         "position": event.position,
         "held_reasons": event.held_reasons,
+    }
+
+
+def _describe_entry(entry: Entry, now_ts: int) -> JsonDict:
+    return {
+        "sender": entry.sender,
+        "type": entry.type,
+        "sticky_key": entry.sticky_key,
+        "event_id": entry.event_id,
+        "remaining_ms": entry.expires_ts - now_ts,
+        "opaque": entry.opaque,
+        "content": None if entry.opaque else entry.content,
     }
 
 

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Which rooms Synapse knows, and of which types its events are."""
+"""Which rooms Synapse knows, and what is in their events."""
 
 from collections.abc import Collection
 from typing import Any
 
 from synapse.api.errors import NotFoundError
 from synapse.server import HomeServer
+from synapse.types import JsonDict
 
 from synapse_sticky.seams.checks import require
+from synapse_sticky.seams.events import keeps_stickiness
 
 
 class Rooms:
@@ -17,6 +19,8 @@ class Rooms:
         self._store: Any = hs.get_datastores().main
         require(self._store, "get_room_version_id", "room_id")
         require(self._store, "get_events", "event_ids", "allow_rejected")
+        require(self._store, "get_events_as_list", "event_ids")
+        require(self._store, "are_users_erased", "user_ids")
 
     async def is_known(self, room_id: str) -> bool:
         """Whether this server is in a room, or was."""
@@ -30,3 +34,21 @@ class Rooms:
         """Return the types of events by their IDs, without those that were purged."""
         events = await self._store.get_events(event_ids, allow_rejected=True)
         return {event_id: event.type for event_id, event in events.items()}
+
+    async def contents_of(self, event_ids: Collection[str]) -> list[JsonDict]:
+        """Return events with all that is in them.
+
+        Left out is what clients are not shown: events that were redacted, rejected or purged,
+        redactions that do not count, and what was sent by somebody who has been erased.
+        """
+        events = [
+            event
+            for event in await self._store.get_events_as_list(event_ids)
+            if keeps_stickiness(event)
+        ]
+        erased = await self._store.are_users_erased({event.sender for event in events})
+        return [
+            {**event.get_dict(), "event_id": event.event_id}
+            for event in events
+            if not erased.get(event.sender)
+        ]

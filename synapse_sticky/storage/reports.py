@@ -99,3 +99,16 @@ class Reports:
             return events, total
 
         return await self._api.run_db_interaction("sticky_list_events", list_events_txn)
+
+    async def get_live(self, room_id: str, now_ts: int) -> dict[str, int]:
+        """Return when the deliverable events of a room expire, by their IDs, oldest first."""
+
+        def get_live_txn(txn: LoggingTransaction) -> dict[str, int]:
+            txn.execute(
+                f"SELECT event_id, expires_ts {_UNEXPIRED} AND room_id = ? "
+                "AND position IS NOT NULL ORDER BY position",
+                (now_ts, room_id),
+            )
+            return dict(txn.fetchall())
+
+        return await self._api.run_db_interaction("sticky_get_live", get_live_txn)
