@@ -1,8 +1,12 @@
 """What local users may send and create, as the admins of rooms and of the server decide."""
 
 import json
+import re
+import shlex
+import string
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +25,8 @@ from tests.support import (
     has_endpoint_for_delayed_events,
     is_recorded,
     now_ms,
+    sabotage,
+    section_ids,
     sleep_until,
     sticky,
     stored_pdu,
@@ -252,7 +258,7 @@ def test_a_delayed_event_is_judged_when_it_is_scheduled(
     _forbidden(bob, room, BY_ROOM, delay_ms=HOUR_MS)
     assert _scheduled_count(homeserver, room) == 0
     bob.send(room, delay_ms=HOUR_MS)
-    bob.send_state(room, "org.example.state", {}, delay_ms=HOUR_MS)
+    alice.send_state(room, "org.example.state", {}, delay_ms=HOUR_MS)
     assert _scheduled_count(homeserver, room) == 2
 
 
@@ -384,6 +390,47 @@ def test_settings_need_power(alice: Client, bob: Client, room: str) -> None:
     alice.send(room, sticky_ms=HOUR_MS)
     outsider = alice.homeserver.register()
     _refused(lambda: outsider.send_state(room, SETTINGS, {"enabled": 1}), 403, "M_FORBIDDEN")
+
+
+# The page for the admins of rooms
+
+_PAGE = Path(__file__).parent.parent / "docs" / "room-admins.md"
+_COMMANDS = re.compile(r"^```sh\n(.*?)\n```$", re.MULTILINE)
+
+
+def test_what_the_page_says(homeserver: Homeserver, alice: Client, bob: Client, room: str) -> None:
+    # A4, E5
+    switch_off, show, find, remove = _COMMANDS.findall(_PAGE.read_text(encoding="utf-8"))
+    event_id = bob.send(room, sticky_ms=HOUR_MS)
+    eventually(lambda: event_id in section_ids(bob, room), what="the event")
+    assert _run(show, alice, room).status_code == 404
+    (shown,) = (e for e in _run(find, alice, room).json()["chunk"] if EVENT_KEY in e)
+    assert (shown["event_id"], shown["sender"]) == (event_id, bob.user_id)
+    assert _run(remove, alice, room, event_id).status_code == 200
+    eventually(lambda: section_ids(bob, room) == [], what="the end of the event")
+    assert _run(switch_off, alice, room).status_code == 200
+    eventually(lambda: _run(show, alice, room).json() == OFF, what="the settings")
+    eventually(lambda: not _can_send(bob, room), what="the switch")
+
+
+def _run(command: str, client: Client, room: str, event_id: str = "") -> Any:
+    """Do what a command line with curl does, as the page shows it."""
+    words = shlex.split(
+        string.Template(command).substitute(
+            SERVER=client.homeserver.main_url,
+            TOKEN=client.access_token,
+            ROOM=room,
+            EVENT=event_id,
+        )
+    )
+    assert words.pop(0) == "curl"
+    url = words.pop()
+    options = dict(zip(words[::2], words[1::2], strict=True))
+    assert options.keys() <= {"-X", "-H", "-d"}
+    name, _, value = options["-H"].partition(": ")
+    return client.homeserver.http.request(
+        options.get("-X", "GET"), url, content=options.get("-d"), headers={name: value}
+    )
 
 
 # New rooms
@@ -539,6 +586,24 @@ def test_a_sender_above_the_rate(make_homeserver: MakeHomeserver) -> None:
 
 
 @pytest.mark.slow
+def test_the_default_rate(make_homeserver: MakeHomeserver) -> None:
+    # A3: more at once than a client sends in any call, and not without end
+    homeserver = make_homeserver(module_config={"local_rate_limit": {}})
+    homeserver.start()
+    alice = homeserver.register()
+    room = alice.create_room()
+    for _ in range(60):
+        alice.send(room, sticky_ms=HOUR_MS)
+
+    def send_more() -> None:
+        # In the time that these take, the bucket does not empty.
+        for _ in range(120):
+            alice.send(room, sticky_ms=HOUR_MS)
+
+    _refused(send_more, 429, "M_LIMIT_EXCEEDED")
+
+
+@pytest.mark.slow
 def test_whom_synapse_exempts(make_homeserver: MakeHomeserver) -> None:
     # A3
     homeserver = make_homeserver()
@@ -599,6 +664,47 @@ def test_whom_synapse_exempts(make_homeserver: MakeHomeserver) -> None:
     admin.request("POST", path, json={"messages_per_second": 0, "burst_count": 0})
     for delay_ms in (None, HOUR_MS):
         alice.send(room, sticky_ms=HOUR_MS, delay_ms=delay_ms)
+
+
+# When the module fails
+
+
+@pytest.mark.slow
+def test_who_cannot_be_judged_is_let_through(
+    make_homeserver: MakeHomeserver, tmp_path: Path
+) -> None:
+    # A4, S5: nothing of Synapse's fails with us
+    homeserver = make_homeserver()
+    functions = [
+        "synapse_sticky.control.settings:Settings.of_room",
+        "synapse_sticky.control.settings:Settings.decided_in_room",
+        "synapse_sticky.control.overrides:Overrides.decide",
+    ]
+    sabotage(homeserver, "Unreliable", {"directory": str(tmp_path), "functions": functions})
+    homeserver.start()
+    alice = homeserver.register()
+    room = alice.create_room(room_version="10")
+    alice.send_state(room, SETTINGS, OFF)
+    _decide(homeserver, "room", room, False)
+    homeserver.restart()
+    for name in ("of_room", "decided_in_room", "decide"):
+        (tmp_path / name).touch()
+    position = homeserver.log_position()
+    alice.send(room)
+    assert homeserver.problems_since(position) == ""
+    alice.send(room, sticky_ms=HOUR_MS)
+    alice.send(room, sticky_ms=HOUR_MS, delay_ms=HOUR_MS)
+    new = _upgrade(alice, room, "11")
+    alice.send(new, sticky_ms=HOUR_MS)
+    problems = homeserver.problems_since(position)
+    for consequence in (
+        "Cannot judge a sticky event of a local user: it is let through",
+        "Cannot read a room's sticky event settings: its upgrade goes without them",
+        "Cannot keep the server admin's decision on a room that is upgraded",
+    ):
+        assert problems.count(consequence) == 1
+    (tmp_path / "of_room").unlink()
+    _forbidden(alice, room, BY_ADMIN)
 
 
 # Events of others
