@@ -24,6 +24,7 @@ from tests.support import (
     MakeHomeserver,
     has_endpoint_for_delayed_events,
     is_recorded,
+    is_stored,
     now_ms,
     sabotage,
     section_ids,
@@ -532,6 +533,37 @@ def test_the_admins_decision_follows_an_upgrade(make_homeserver: MakeHomeserver)
     _forbidden(alice, new, BY_ADMIN)
 
 
+@pytest.mark.slow
+def test_the_admins_decision_follows_an_upgrade_elsewhere(
+    make_homeserver: MakeHomeserver, remote: RemoteServer
+) -> None:
+    # A4: if the old room and the new one agree
+    homeserver = make_homeserver(federation=True)
+    homeserver.start()
+    alice = homeserver.register()
+    carol = remote.user_id("carol")
+    upgraded, left, untouched = (remote.create_room("carol", "10") for _ in range(3))
+    for room in (upgraded, left, untouched):
+        alice.join(room, via=[remote.server_name])
+        _decide(homeserver, "room", room, False)
+    homeserver.restart()
+    successors = [
+        remote.create_room("carol", "10", predecessor={"room_id": room, "event_id": "$x"})
+        for room in (upgraded, left, untouched)
+    ]
+    other = remote.create_room("carol", "10")
+    for room, successor in ((upgraded, successors[0]), (left, other)):
+        tombstone = remote.send_event(
+            room, carol, {"body": "", "replacement_room": successor}, "m.room.tombstone", ""
+        )
+        eventually(lambda event=tombstone: is_stored(homeserver, event), what="it")  # type: ignore[misc]
+    for room in (*successors, other):
+        alice.join(room, via=[remote.server_name])
+    _forbidden(alice, successors[0], BY_ADMIN)
+    for room in (*successors[1:], other):
+        alice.send(room, sticky_ms=HOUR_MS)
+
+
 # Rates
 
 
@@ -700,7 +732,7 @@ def test_who_cannot_be_judged_is_let_through(
     for consequence in (
         "Cannot judge a sticky event of a local user: it is let through",
         "Cannot read a room's sticky event settings: its upgrade goes without them",
-        "Cannot keep the server admin's decision on a room that is upgraded",
+        "Cannot keep the server admin's override of a room that is upgraded",
     ):
         assert problems.count(consequence) == 1
     (tmp_path / "of_room").unlink()

@@ -53,6 +53,19 @@ class Settings:
         """Return what the room's own settings say, None if nothing."""
         return (await self._rooms.read(room_id)).enabled
 
+    async def follow_upgrade(self, old_room_id: str, new_room_id: str) -> None:
+        """Let an override of a room count for the room that replaces it.
+
+        Args:
+            new_room_id: a room that says it replaces the old one. The old one must say so too,
+                or anybody could get an override for a room of theirs.
+        """
+        override = self.overrides.get(Kind.ROOM, old_room_id)
+        if override is None or self.overrides.get(Kind.ROOM, new_room_id) is not None:
+            return
+        if await self._rooms.successor(old_room_id) == new_room_id:
+            await self.overrides.decide(Kind.ROOM, new_room_id, override)
+
     def block_of_user(self, user_id: str) -> Override | None:
         """Return the decision that stops a local user's sticky events, if there is one."""
         return _if_off(self.overrides.get(Kind.USER, user_id))

@@ -66,6 +66,14 @@ class RoomState:
             join_rules is not None and join_rules.content.get("join_rule") == JoinRules.PUBLIC,
         )
 
+    async def successor(self, room_id: str) -> str | None:
+        """Return the room that replaces a room, as its tombstone says; None if there is none."""
+        key = (EventTypes.Tombstone, "")
+        event_ids = await self._tables.get_state_ids(room_id, [key])
+        events = await self._store.get_events(event_ids.values())
+        tombstone = events.get(event_ids.get(key, ""))
+        return None if tombstone is None else tombstone.content.get("replacement_room")
+
     async def _event_ids(self, room_id: str) -> dict[tuple[str, str], str]:
         known = self._known.get(room_id)
         if known is not None and not self._changes.has_entity_changed(room_id, known[0]):
