@@ -159,7 +159,7 @@ def test_after_a_restart_another_default_counts(make_homeserver: MakeHomeserver)
 def test_visibility_is_not_lifted_while_off(
     homeserver: Homeserver, alice: Client, room: str
 ) -> None:
-    # V1, A4
+    # A4
     hidden = alice.create_room(preset="public_chat")
     alice.send_state(hidden, "m.room.history_visibility", {"history_visibility": "joined"})
     (sent,) = send_sticky(alice, hidden)
