@@ -650,6 +650,8 @@ def test_servers_that_are_owed(
     assert eventually(until_ts, 20, "backing off") > now_ms() - 10_000
     remote.online = True
     eventually(lambda: owed(in_this_room) is None, 40, "nothing owed")
+    rows = "SELECT 1 FROM synapse_sticky_obstacles WHERE server_name = ?"
+    eventually(lambda: not homeserver.query(rows, remote.server_name), what="no row left")
     assert admin.request("POST", retry) == {"owed": 0}
 
 
