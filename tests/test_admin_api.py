@@ -58,12 +58,12 @@ def admin(homeserver: Homeserver) -> Client:
 
 
 def get(admin: Client, path: str, **params: Any) -> JsonDict:
-    """What the API answers."""
+    """The answer of the API."""
     return admin.request("GET", f"{API}/{path}", params=params)
 
 
 def put(admin: Client, path: str, body: Any) -> JsonDict:
-    """What the API answers to a change."""
+    """The answer of the API to a change."""
     return admin.request("PUT", f"{API}/{path}", json=body)
 
 
@@ -79,7 +79,7 @@ def room_path(room_id: str, rest: str = "") -> str:
 
 
 def in_room(admin: Client, room_id: str) -> JsonDict:
-    """What the API says of one room."""
+    """The description of one room."""
     return get(admin, room_path(room_id))
 
 
@@ -90,7 +90,7 @@ def refusal(attempt: Callable[[], Any]) -> tuple[int, str]:
     return caught.value.status, caught.value.errcode
 
 
-# What there is
+# Status, rooms and events
 
 
 # A1
@@ -266,7 +266,7 @@ def test_the_map_of_a_room(admin: Client, alice: Client, bob: Client, room: str)
         "opaque": True,
         "content": None,
     }
-    # Bob leaves his seat, and what is held is not in the map.
+    # Bob leaves his seat, and held events are not in the map.
     seat(bob, None, sticky_ms=HOUR_MS)
     eventually(lambda: {e["event_id"] for e in entries()} == {second, opaque}, what="the removal")
     path = f"users/{quote(alice.user_id, safe='')}/settings"
@@ -659,7 +659,7 @@ def test_servers_that_are_owed(
 def test_paying_now(
     homeserver: Homeserver, admin: Client, alice: Client, remote: RemoteServer
 ) -> None:
-    """A server that is left alone for a while is sent what it is owed at once, when told."""
+    """A server that is left alone for a while is sent its events at once, if an admin says so."""
     room = create_room(alice)
     remote.join(homeserver, room, "carol")
     (first,) = send_sticky(alice, room)
@@ -805,7 +805,7 @@ def test_whatever_the_document_allows(make_homeserver: MakeHomeserver, tmp_path:
     send_sticky(admin, room, 3)
     document = read_openapi()
     document["servers"] = [{"url": homeserver.main_url + API}]
-    # What only a server can know.
+    # These depend on the server and the time.
     user_id = document["components"]["parameters"]["user_id"]["schema"]
     user_id["pattern"] = rf"^@[a-z0-9]+:{re.escape(homeserver.server_name)}$"
     document["components"]["schemas"]["UntilTs"]["minimum"] = now_ms() + HOUR_MS

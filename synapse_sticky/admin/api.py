@@ -39,7 +39,7 @@ _CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class AdminApi:
-    """Answers admins, from the database and from what every process knows alike.
+    """Answers admins from the database, and from memory that all processes have alike.
 
     Attributes:
         indexer_name: of the process that notices sticky events.
@@ -59,7 +59,7 @@ class AdminApi:
     def routes(self) -> list[Route]:
         """Return the endpoints."""
         return [
-            # It holds no secret, and what reads such a document seldom has a token.
+            # It holds no secret, and tools that read such documents seldom have a token.
             Route("GET", "openapi.json", self.get_openapi, is_public=True),
             Route("GET", "status", self.get_status),
             Route("GET", "rooms", self.get_rooms),
@@ -81,7 +81,7 @@ class AdminApi:
         return read_openapi()
 
     async def get_status(self, request: AdminRequest) -> JsonDict:
-        """Return what there is, over all rooms."""
+        """Describe this deployment, and count the events of all rooms."""
         counts = await self._reports.count(self._clock.now_ts())
         held: dict[str, int] = defaultdict(int)
         for room in counts.values():
@@ -338,7 +338,7 @@ def _describe_entry(entry: Entry, now_ts: int) -> JsonDict:
 
 
 def _describe_server(debts: Sequence[StoredDebt], now_ts: int) -> JsonDict:
-    """Describe what one server is owed in several rooms."""
+    """Describe a server by its debts in several rooms."""
     reasons = {debt.reason for debt in debts}
     reason = debts[0].reason if len(reasons) == 1 else Reason.TRYING
     return {

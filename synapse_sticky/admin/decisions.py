@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What the bodies of an admin's requests say. No Synapse, no clock."""
+"""Reads decisions from the bodies of an admin's requests. No Synapse, no clock."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, Final
@@ -14,7 +14,7 @@ _MAX_TS: Final = 2**53 - 1
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Decision:
-    """What an admin wants: ``enabled`` is None if nothing is decided any more."""
+    """A decision as an admin gives it: ``enabled`` is None to take back the one before."""
 
     enabled: bool | None
     reason: str | None = None

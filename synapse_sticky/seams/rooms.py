@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Which rooms Synapse knows, and what is in their events."""
+"""The rooms that Synapse knows, and the contents of their events."""
 
 from collections.abc import Collection
 from typing import Any
@@ -38,8 +38,8 @@ class Rooms:
     async def contents_of(self, event_ids: Collection[str]) -> list[JsonDict]:
         """Return events with all that is in them.
 
-        Left out is what clients are not shown: events that were redacted, rejected or purged,
-        redactions that do not count, and what was sent by somebody who has been erased.
+        Leave out the events that clients are not shown: those that were redacted, rejected or
+        purged, redactions that do not count, and events of senders who were erased.
         """
         events = [
             event

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class Obstacles:
-    """Stores what the looper of this process has found. Costs nothing while nothing changes."""
+    """Stores the obstacles that this process has met. Costs nothing while nothing changes."""
 
     def __init__(
         self, api: ModuleApi, store: ObstacleStore, federation: Federation, looper: Looper

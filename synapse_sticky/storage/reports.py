@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""SQL that counts and lists what is in our tables, for the server's admin. Read only."""
+"""SQL that counts and lists the rows of our tables, for the server's admin. It only reads."""
 
 import attr
 from synapse.module_api import LoggingTransaction, ModuleApi

@@ -1,4 +1,4 @@
-"""What the server's admin has decided, in memory."""
+"""The decisions of the server's admin, in memory."""
 
 import asyncio
 from typing import Any
@@ -13,7 +13,7 @@ class _Clock:
 
 
 class _Table:
-    """A table whose readers get what is there when they begin, in the order that a test says."""
+    """A table whose readers get the rows of when they begin, in an order that a test chooses."""
 
     def __init__(self) -> None:
         self.rows: list[OverrideRow] = []
