@@ -365,7 +365,7 @@ class Homeserver:
             "caches": {"sync_response_cache_duration": "0s"},
             "background_updates": {"sleep_enabled": False},
             "ip_range_blacklist": [],
-            "listeners": [_listener(self._ports["main"], "client")],
+            "listeners": [_listener(self._ports["main"], "client", *self._metrics_resource)],
             **_generous_rate_limits(),
         }
         if self._module:
@@ -418,6 +418,10 @@ class Homeserver:
             }
         return config
 
+    @property
+    def _metrics_resource(self) -> tuple[str, ...]:
+        return ("metrics",) if self._extra_config.get("enable_metrics") else ()
+
     def _worker_configuration(self, name: str) -> JsonDict:
         resource = (
             "replication" if name in PERSISTERS else "client" if name in READERS else "health"
@@ -428,7 +432,7 @@ class Homeserver:
             "worker_name": name,
             "worker_log_config": str(self.directory / "log.yaml"),
             "worker_pid_file": str(self.directory / f"{name}.pid"),
-            "worker_listeners": [_listener(self._ports[name], resource)],
+            "worker_listeners": [_listener(self._ports[name], resource, *self._metrics_resource)],
         }
 
     # Users
@@ -495,6 +499,13 @@ class Homeserver:
         if self._database == "sqlite":
             return sql
         return sql.replace("%", "%%").replace("?", "%s")
+
+    # Metrics
+
+    def metrics(self, process: str = "main") -> str:
+        """What a process measures, if the configuration enables metrics."""
+        url = f"http://127.0.0.1:{self._ports[process]}/_synapse/metrics"
+        return self.http.get(url).raise_for_status().text
 
     # Logs
 

@@ -7,6 +7,7 @@ from synapse.module_api import ModuleApi
 
 from synapse_sticky.admin.api import AdminApi
 from synapse_sticky.admin.lag import Lag
+from synapse_sticky.admin.metrics import Measurements
 from synapse_sticky.clients.delivery import Delivery
 from synapse_sticky.config import StickyEventsConfig
 from synapse_sticky.control.gate import Gate
@@ -53,6 +54,7 @@ from synapse_sticky.seams.database import MigrationConnection
 from synapse_sticky.seams.events import EventSource
 from synapse_sticky.seams.federation import Federation
 from synapse_sticky.seams.instances import name_of_indexer
+from synapse_sticky.seams.metrics import Metrics
 from synapse_sticky.seams.own import take_the_place_of_synapses_own
 from synapse_sticky.seams.rates import Limiter, Rates
 from synapse_sticky.seams.room_state import RoomState
@@ -90,7 +92,7 @@ class StickyEventsModule:
         sync.check()
         sliding_sync.check()
 
-        clock = Clock(hs)
+        clock, metrics = Clock(hs), Metrics.of(hs)
         signal, control_signal = Signal(hs, "signal"), Signal(hs, "control")
         store = StickyStore(api, signal.send)
         tables = SynapseTables(api)
@@ -113,11 +115,11 @@ class StickyEventsModule:
         room_state = RoomState(hs, tables)
         self._settings = Settings(overrides, room_state, config.enabled_by_default)
         delivery = Delivery(clock, reader, source)
-        federation = Federation(hs, clock)
+        federation = Federation(hs, clock, metrics)
 
         limit = config.local_rate_limit
         rates = Rates(hs, "sticky_local_rate_limit", limit) if limit is not None else None
-        SenderCallbacks(hs, Gate(self._settings, rates)).install(api)
+        SenderCallbacks(hs, Gate(self._settings, rates, metrics)).install(api)
         CreatorCallbacks(config.enabled_in_new_rooms).install(api)
         follow_upgrades(self._settings)
         carry_position(hs, lambda: reader.index.position)
@@ -128,8 +130,8 @@ class StickyEventsModule:
         filter_bundled_aggregations(hs, reader.is_sticky)
         sending.install()
         retries = Retries(clock, waker)
-        sync.install(delivery, source, retries, config.max_events_per_sync)
-        sliding_sync.install(delivery, source, retries)
+        sync.install(delivery, source, retries, metrics, config.max_events_per_sync)
+        sliding_sync.install(delivery, source, retries, metrics)
         check_servlets()
         extremities.install(hs)
         reader.start(config)
@@ -145,14 +147,20 @@ class StickyEventsModule:
                 config.federation_grace_period_ms,
                 bounds.current().events,
             )
-            looper = Looper(api, clock, reader, federation, ledger, config)
+            looper = Looper(api, clock, reader, federation, ledger, config, metrics)
             looper.start(config)
             outgoing.follow_queues(
-                hs, federation, looper.goes_first, looper.before_transaction, looper.on_accepted
+                hs,
+                federation,
+                metrics,
+                looper.goes_first,
+                looper.before_transaction,
+                looper.on_accepted,
             )
             outgoing.follow_returns(hs, looper.on_back)
             on_messages(hs, {RETRY: looper.retry})
             Obstacles(api, obstacles, federation, looper).start(config)
+        Measurements(api, clock, metrics, store, bounds, reader, ledger, looper).start()
         self._debts = Debts(
             clock,
             store,
@@ -203,6 +211,7 @@ class StickyEventsModule:
                 room_state,
                 Announcements(api, clock, store, messenger),
                 reader,
+                metrics,
             )
             if bounds.is_only_writer:
                 indexer.expect_new_events()

@@ -1,17 +1,35 @@
-"""What Synapse tells its operator of itself: with the module as without."""
+"""What Synapse tells its operator of itself, with the module as without, and of the module."""
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
-from harness.client import quote
-from harness.homeserver import Homeserver
+from harness.client import Client, MatrixError, quote
+from harness.homeserver import BACKGROUND_WORKER, READERS, SENDERS, Homeserver
+from harness.remote import RemoteServer
 from harness.wait import eventually
-from tests.sliding import Connection
-from tests.support import MakeHomeserver, send_plain, send_sticky, timeline_in
+from tests.federation import wait_until_received
+from tests.sliding import Connection, no_window
+from tests.support import (
+    MakeHomeserver,
+    is_recorded,
+    section_ids,
+    send_plain,
+    send_sticky,
+    sticky,
+    timeline_in,
+)
 
 pytestmark = pytest.mark.slow
+
+ENABLED = {"enable_metrics": True}
+OURS = "synapse_sticky_"
+SETTINGS = "io.github.synapse_sticky.settings"
 
 _SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? \S+(?: \d+)?")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -19,13 +37,7 @@ _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 def observable(homeserver: Homeserver) -> None:
     """Let it serve its metrics, beside what it serves to clients."""
-    listener = {
-        "type": "http",
-        "bind_addresses": ["127.0.0.1"],
-        "port": int(homeserver.main_url.rpartition(":")[2]),
-        "resources": [{"names": ["client", "metrics"]}],
-    }
-    homeserver.reconfigure(extra_config={"enable_metrics": True, "listeners": [listener]})
+    homeserver.reconfigure(extra_config=ENABLED)
 
 
 def work(homeserver: Homeserver) -> None:
@@ -58,7 +70,7 @@ class Metrics:
     @classmethod
     def of(cls, homeserver: Homeserver) -> "Metrics":
         """Scrape it."""
-        lines = homeserver.http.get(f"{homeserver.main_url}/_synapse/metrics").text.splitlines()
+        lines = homeserver.metrics().splitlines()
         samples = [_SAMPLE.fullmatch(line) for line in lines if not line.startswith("#")]
         found = cls(set(), set())
         for sample in samples:
@@ -89,4 +101,233 @@ def test_names_and_labels_are_what_they_are_without_the_module(
     used = {"RoomSendEventRestServlet", "SyncRestServlet", "SlidingSyncRestServlet"}
     assert used | {"VersionsRestServlet"} <= without.servlets
     assert with_module.servlets == without.servlets
-    assert with_module.names == without.names
+    assert without.names == {name for name in with_module.names if not name[0].startswith(OURS)}
+    assert len(with_module.names) > len(without.names)
+
+
+# The module's own
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
+# Name, type, labels.
+_ROW = re.compile(r"^\| `(\w+)` \| (\w+) \|([^|]*)\|", re.MULTILINE)
+# Longer than it takes until a process measures again.
+SOON_S = 15
+
+
+def ours(homeserver: Homeserver, process: str = "main") -> Iterator[Metric]:
+    """The module's metrics that a process shows."""
+    for metric in text_string_to_metric_families(homeserver.metrics(process)):
+        if metric.name.startswith(OURS):
+            yield metric
+
+
+def values(homeserver: Homeserver, process: str = "main") -> dict[str, float]:
+    """What the module's metrics say, as `name value value`, with the values of their labels,
+    in the order of the labels' names.
+    """
+    found = {}
+    for metric in ours(homeserver, process):
+        for sample in metric.samples:
+            labels = dict(sample.labels)
+            assert labels.pop("server_name") == homeserver.server_name
+            words = [sample.name.removeprefix(OURS), *(v for _, v in sorted(labels.items()))]
+            found[" ".join(words)] = sample.value
+    return found
+
+
+def wait_for_values(homeserver: Homeserver, expected: Mapping[str, float]) -> None:
+    """Wait until metrics have these values."""
+
+    def are_there() -> bool:
+        now = values(homeserver)
+        found = {name: now.get(name) for name in expected}
+        assert found == expected
+        return True
+
+    eventually(are_there, SOON_S, "the values")
+
+
+def test_the_page_lists_them_all(make_homeserver: MakeHomeserver) -> None:
+    """Each with its type, its labels and their values; and each explains itself."""
+    homeserver = make_homeserver(federation=True, extra_config=ENABLED)
+    homeserver.start()
+    eventually(lambda: "live_events" in values(homeserver), SOON_S, "gauges")
+    page = PAGE.read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+)`", page))
+    shown = {}
+    for metric in ours(homeserver):
+        assert len(metric.documentation) > 30
+        labels: set[str] = set()
+        for sample in metric.samples:
+            own = {k: v for k, v in sample.labels.items() if k not in ("server_name", "le")}
+            labels |= own.keys()
+            assert set(own.values()) <= named
+        suffix = "_total" if metric.type == "counter" else ""
+        shown[metric.name + suffix] = (metric.type, labels)
+    listed = {
+        name: (kind, set(re.findall(r"`(\w+)`", labels)))
+        for name, kind, labels in _ROW.findall(page)
+    }
+    assert shown == listed
+
+
+def test_they_follow_what_users_do(make_homeserver: MakeHomeserver) -> None:
+    # A1, A3, A4
+    homeserver = make_homeserver(
+        extra_config=ENABLED,
+        module_config={
+            "cleanup_interval": "1s",
+            "local_rate_limit": {"per_second": 0.01, "burst_count": 5},
+        },
+    )
+    homeserver.start()
+    alice = homeserver.register()
+    room = alice.create_room()
+    sent = send_sticky(alice, room, 3)
+    assert section_ids(alice, room) == sent
+    assert section_ids(alice, room) == sent
+    assert Connection(alice, {"all": no_window()}).ask().sticky(room) == sent
+    wait_for_values(
+        homeserver,
+        {
+            "live_events": 3,
+            "indexer_lag_events": 0,
+            "sent_to_clients_total sync": 6,
+            "sent_to_clients_total sliding_sync": 3,
+            "time_to_deliverable_seconds_count": 3,
+        },
+    )
+    assert values(homeserver)["time_to_deliverable_seconds_sum"] < 3
+    # Idle syncs and plain events are none of it.
+    since = alice.sync()["next_batch"]
+    before = values(homeserver)
+    send_plain(alice, room, 1)
+    alice.sync(since)
+    alice.sync(alice.sync()["next_batch"])
+    after = values(homeserver)
+    assert after["sent_to_clients_total sync"] == before["sent_to_clients_total sync"]
+    assert after["time_to_deliverable_seconds_count"] == 3
+
+    send_sticky(alice, room, sticky_ms=10_000)
+    refused = [_status_of_send(alice, room) for _ in range(3)]
+    assert refused == [200, 429, 429]
+    alice.send_state(room, SETTINGS, {"enabled": False})
+    assert _status_of_send(alice, room) == 403
+    wait_for_values(
+        homeserver,
+        {
+            "live_events": 0,
+            "held_events switched_off": 5,
+            "held_events over_rate": 0,
+            "refused_sends_total over_rate": 2,
+            "refused_sends_total switched_off": 1,
+            "refused_sends_total user_blocked": 0,
+        },
+    )
+    # One expires meanwhile.
+    wait_for_values(
+        homeserver, {"expired_while_held_total switched_off": 1, "held_events switched_off": 4}
+    )
+    alice.send_state(room, SETTINGS, {"enabled": True})
+    wait_for_values(homeserver, {"live_events": 4, "held_events switched_off": 0})
+    # Those that were held do not count.
+    assert values(homeserver)["time_to_deliverable_seconds_count"] == 5
+
+    # The server's admin decides, and a new process begins at 0.
+    homeserver.execute(
+        "INSERT INTO synapse_sticky_overrides (kind, subject, enabled) VALUES ('user', ?, 0)",
+        alice.user_id,
+    )
+    homeserver.restart()
+    assert _status_of_send(alice, room) == 403
+    wait_for_values(
+        homeserver,
+        {
+            "live_events": 0,
+            "held_events user_blocked": 4,
+            "refused_sends_total user_blocked": 1,
+            "refused_sends_total switched_off": 0,
+        },
+    )
+
+
+def test_they_follow_what_servers_do(make_homeserver: MakeHomeserver) -> None:
+    # A1, A2, F1, F2
+    homeserver = make_homeserver(
+        federation=True,
+        extra_config=ENABLED,
+        module_config={
+            "federation_grace_period": "2s",
+            "max_held_per_server": 3,
+            "remote_rate_limit": {"per_second": 0.01, "burst_count": 2},
+        },
+    )
+    homeserver.start()
+    alice = homeserver.register()
+    room = alice.create_room(preset="public_chat")
+    with RemoteServer() as early, RemoteServer() as late:
+        carol = early.join(homeserver, room, "carol")
+        sent = send_sticky(alice, room, 2)
+        wait_until_received(early, sent)
+        late.join(homeserver, room, "dave")
+        wait_until_received(late, sent)
+        wait_for_values(
+            homeserver,
+            {
+                "owed_events": 0,
+                "accepted_by_servers_total synapse": 2,
+                "accepted_by_servers_total module": 2,
+                "payments_total confirmed": 2,
+                "payments_total given_up": 0,
+                "requests_to_servers_total ok send": 1,
+            },
+        )
+        assert values(homeserver)["requests_to_servers_total ok event"] > 0
+
+        came = [early.send_event(room, carol, **sticky()).event_id for _ in range(7)]
+        eventually(lambda: is_recorded(homeserver, came[4]), what="what is recorded")
+        wait_for_values(
+            homeserver, {"live_events": 4, "held_events over_rate": 3, "over_capacity_total": 2}
+        )
+    # Now both are down.
+    send_sticky(alice, room, 3)
+    wait_for_values(homeserver, {"owed_events": 6})
+    assert values(homeserver)["accepted_by_servers_total module"] == 2
+
+
+def _status_of_send(client: Client, room: str) -> int:
+    try:
+        send_sticky(client, room)
+    except MatrixError as error:
+        return error.status
+    return 200
+
+
+def test_sums_over_processes_are_right(make_homeserver: MakeHomeserver) -> None:
+    """What all share comes from one process, and what each does from each."""
+    homeserver = make_homeserver("workers", extra_config=ENABLED)
+    homeserver.start()
+    alice = homeserver.register()
+    room = alice.create_room()
+    sent = send_sticky(alice, room, 3)
+    for url in homeserver.client_urls:
+        reader = alice.via(url)
+        eventually(lambda r=reader: section_ids(r, room) == sent, 5, "sections")  # type: ignore[misc]
+
+    def are_measured() -> bool:
+        return values(homeserver, BACKGROUND_WORKER).get("live_events") == 3
+
+    eventually(are_measured, SOON_S, "gauges")
+    by_process = {name: values(homeserver, name) for name in homeserver.processes}
+
+    def processes_with(name: str) -> set[str]:
+        return {p for p, found in by_process.items() if any(n.startswith(name) for n in found)}
+
+    for shared in ("live", "held", "indexer_lag", "time_to_deliverable"):
+        assert processes_with(shared) == {BACKGROUND_WORKER}
+    eventually(lambda: "owed_events" in values(homeserver, SENDERS[0]), SOON_S, "owed")
+    assert processes_with("owed") == set(SENDERS)
+    sections = {name: found["sent_to_clients_total sync"] for name, found in by_process.items()}
+    assert {name for name, count in sections.items() if count >= 3} == set(READERS)
+    assert sum(found.get("live_events", 0) for found in by_process.values()) == 3

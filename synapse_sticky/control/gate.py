@@ -8,6 +8,7 @@ from synapse.api.errors import Codes, SynapseError
 from synapse_sticky.control.overrides import Override
 from synapse_sticky.control.settings import DecidedBy, Settings
 from synapse_sticky.room_settings import SETTINGS_TYPE
+from synapse_sticky.seams.metrics import REFUSED_SENDS, Metrics
 from synapse_sticky.seams.rates import Rates
 
 _SWITCHED_OFF = {
@@ -23,9 +24,10 @@ _SWITCHED_OFF = {
 class Gate:
     """Decides, by what admins have decided and by how much a user has sent."""
 
-    def __init__(self, settings: Settings, rates: Rates | None) -> None:
+    def __init__(self, settings: Settings, rates: Rates | None, metrics: Metrics) -> None:
         self._settings = settings
         self._rates = rates
+        self._metrics = metrics
 
     async def refusal(self, requester: Any, room_id: str) -> SynapseError | None:
         """Return the error for somebody who may not send to a room, None if they may.
@@ -35,11 +37,16 @@ class Gate:
         """
         block = self._settings.block_of_user(requester.user.to_string())
         if block is not None:
+            self._metrics.count(REFUSED_SENDS, reason="user_blocked")
             return _forbidden(_blocked(block))
         room = await self._settings.of_room(room_id)
         if not room.enabled:
+            self._metrics.count(REFUSED_SENDS, reason="switched_off")
             return _forbidden(_SWITCHED_OFF[room.enabled_by])
-        return await self._rates.count(requester, room_id) if self._rates else None
+        error = await self._rates.count(requester, room_id) if self._rates else None
+        if error is not None:
+            self._metrics.count(REFUSED_SENDS, reason="over_rate")
+        return error
 
 
 def _blocked(block: Override) -> str:

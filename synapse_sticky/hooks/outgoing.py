@@ -17,6 +17,7 @@ from synapse_sticky.hooks.guard import run_within, shielded, wrap
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.events import has_stickiness
 from synapse_sticky.seams.federation import Accepted, Answer, Federation
+from synapse_sticky.seams.metrics import ACCEPTED_BY_SERVERS, Metrics
 
 # Longer than any payment that Synapse's queue is to wait for.
 _MAX_WAIT_MS: Final = 15_000
@@ -32,6 +33,7 @@ _has_stickiness = lru_cache(maxsize=256)(has_stickiness)
 def follow_queues(
     hs: HomeServer,
     federation: Federation,
+    metrics: Metrics,
     goes_first: Callable[[str], bool],
     before: Callable[[str], Awaitable[None]],
     on_accepted: Callable[[str, Iterable[Accepted]], None],
@@ -75,7 +77,10 @@ def follow_queues(
         events = in_flight.pop(transaction.destination, None)
         if events:
             with shielded(_SENT_AGAIN):
-                on_accepted(transaction.destination, _accepted(events, Answer.of(response)))
+                accepted = _accepted(events, Answer.of(response))
+                count = sum(len(part.sticky_ids) for part in accepted)
+                metrics.count(ACCEPTED_BY_SERVERS, count, sender="synapse")
+                on_accepted(transaction.destination, accepted)
         return response
 
     wrap(manager, "send_new_transaction", send_new_transaction)

@@ -37,6 +37,7 @@ from synapse_sticky.hooks.token import account_data_position, timelines_up_to, w
 from synapse_sticky.protocol import MAX_EVENTS, SLIDING_SYNC_EXTENSION
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.events import EventSource
+from synapse_sticky.seams.metrics import SENT_TO_CLIENTS, Metrics
 from synapse_sticky.seams.own import OwnTokens
 
 _WITHOUT_ANSWER = "Cannot add sticky events to a response of Sliding Sync: a later one has them"
@@ -134,9 +135,15 @@ def check() -> None:
     require(sync_rest.SlidingSyncRestServlet, "encode_response", "requester", "sliding_sync_result")
 
 
-def install(delivery: Delivery, source: EventSource, retries: Retries) -> None:
+def install(delivery: Delivery, source: EventSource, retries: Retries, metrics: Metrics) -> None:
     """Makes the homeserver build a Sliding Sync that has the extension."""
-    handler = partial(StickySlidingSyncHandler, delivery=delivery, source=source, retries=retries)
+    handler = partial(
+        StickySlidingSyncHandler,
+        delivery=delivery,
+        source=source,
+        retries=retries,
+        metrics=metrics,
+    )
     use_instead(synapse_server, "SlidingSyncHandler", handler)
     use_instead(sync_rest, "SlidingSyncRestServlet", StickySlidingSyncServlet)
 
@@ -157,13 +164,20 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
     """Synapse's handler, which then answers the extension."""
 
     def __init__(
-        self, hs: HomeServer, *, delivery: Delivery, source: EventSource, retries: Retries
+        self,
+        hs: HomeServer,
+        *,
+        delivery: Delivery,
+        source: EventSource,
+        retries: Retries,
+        metrics: Metrics,
     ) -> None:
         super().__init__(hs)
         self.room_lists = StickyRoomLists(hs)
         self._delivery = delivery
         self._events = source
         self._retries = retries
+        self._sticky_metrics = metrics
         self._own_tokens = OwnTokens(hs)
 
     async def wait_for_sync_for_user(
@@ -243,6 +257,8 @@ class StickySlidingSyncHandler(sliding_sync.SlidingSyncHandler):
                 room_id: {"events": await self._events.serialize(events, config)}
                 for room_id, events in sections.by_room.items()
             }
+            count = sum(map(len, sections.by_room.values()))
+            self._sticky_metrics.count(SENT_TO_CLIENTS, count, endpoint="sliding_sync")
         return answer
 
     async def _answer_without_events(

@@ -30,6 +30,7 @@ from synapse_sticky.hooks.token import account_data_position, since_of, timeline
 from synapse_sticky.protocol import SYNC_SECTION
 from synapse_sticky.seams.checks import misfit, require
 from synapse_sticky.seams.events import ClientEvent, EventSource, event_of, without_replaced
+from synapse_sticky.seams.metrics import SENT_TO_CLIENTS, Metrics
 
 _WITHOUT_SECTION = "Cannot add sticky events to a response of /sync: a later one has them"
 
@@ -119,7 +120,9 @@ def check() -> None:
     require(sync_rest.SyncRestServlet, "encode_response", "sync_result")
 
 
-def install(delivery: Delivery, source: EventSource, retries: Retries, limit: int) -> None:
+def install(
+    delivery: Delivery, source: EventSource, retries: Retries, metrics: Metrics, limit: int
+) -> None:
     """Make the homeserver build a ``/sync`` that has sections.
 
     Args:
@@ -127,7 +130,7 @@ def install(delivery: Delivery, source: EventSource, retries: Retries, limit: in
     """
     handler = partial(StickySyncHandler, delivery=delivery, retries=retries, limit=limit)
     use_instead(synapse_server, "SyncHandler", handler)
-    servlet = partial(StickySyncServlet, source=source, retries=retries)
+    servlet = partial(StickySyncServlet, source=source, retries=retries, metrics=metrics)
     use_instead(sync_rest, "SyncRestServlet", servlet)
 
 
@@ -369,10 +372,13 @@ def _rooms_of_interest(builder: sync.SyncResultBuilder) -> Set[str]:
 class StickySyncServlet(sync_rest.SyncRestServlet):
     """``/sync`` that writes the sections."""
 
-    def __init__(self, hs: HomeServer, *, source: EventSource, retries: Retries) -> None:
+    def __init__(
+        self, hs: HomeServer, *, source: EventSource, retries: Retries, metrics: Metrics
+    ) -> None:
         super().__init__(hs)
         self._sticky_events = source
         self._retries = retries
+        self._sticky_metrics = metrics
 
     async def encode_room(
         self, sync_config: Any, room: Any, time_now: int, joined: bool, serialize_options: Any
@@ -391,8 +397,12 @@ class StickySyncServlet(sync_rest.SyncRestServlet):
             time_now, sync_config, sync_result, *args, **kwargs
         )
         rooms = [room for room in sync_result.joined if isinstance(room, StickyJoinedSyncResult)]
+        if not rooms:
+            return response
         entries = [response["rooms"]["join"][room.room_id] for room in rooms]
         if all(SYNC_SECTION in entry for entry in entries):
+            count = sum(len(entry[SYNC_SECTION]["events"]) for entry in entries)
+            self._sticky_metrics.count(SENT_TO_CLIENTS, count, endpoint="sync")
             return response
         for entry in entries:
             entry.pop(SYNC_SECTION, None)

@@ -33,6 +33,12 @@ from synapse_sticky.noticing.throttle import Key, Throttle
 from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.bounds import Bounds
 from synapse_sticky.seams.contents import Candidate, SeenJoin, ServerInRoom, Watched
+from synapse_sticky.seams.metrics import (
+    EXPIRED_WHILE_HELD,
+    OVER_CAPACITY,
+    TIME_TO_DELIVERABLE,
+    Metrics,
+)
 from synapse_sticky.seams.room_state import STATE_TYPES, RoomState
 from synapse_sticky.seams.streams import StreamBounds
 from synapse_sticky.seams.tables import SynapseTables
@@ -76,6 +82,7 @@ class Indexer:
         room_state: RoomState,
         announcements: Announcements,
         reader: IndexReader,
+        metrics: Metrics,
     ) -> None:
         self._api = api
         self._clock = clock
@@ -89,6 +96,7 @@ class Indexer:
         self._room_state = room_state
         self._announcements = announcements
         self._reader = reader
+        self._metrics = metrics
         self._now_ts = clock.now_ts
         self._read: Bounds | None = None
         self._stored_events_bound = 0
@@ -400,6 +408,7 @@ class Indexer:
             reasons = await self._admission.reasons(candidate)
             if reasons is None:
                 self._beyond += 1
+                self._metrics.count(OVER_CAPACITY)
                 continue
             admitted.append(Admitted(candidate, reasons, self._is_owed(candidate)))
             if HeldReason.SOFT_FAILED.value in reasons:
@@ -420,6 +429,8 @@ class Indexer:
         self._last_position = position
         self._stored_events_bound = read.events
         self._reviews.note(admitted)
+        if last_position is not None:
+            self._measure(admitted)
         accepted = [
             item.event
             for item in rejudged
@@ -444,6 +455,11 @@ class Indexer:
             passing = await self._rechecks.passing(soft_failed)
             if passing:
                 await self._record([], [], await self._accepted(passing), read, self._last_position)
+
+    def _measure(self, admitted: Iterable[Admitted]) -> None:
+        now_ts = self._now_ts()
+        deliverable = (item.candidate for item in admitted if not item.reasons)
+        self._metrics.observe(TIME_TO_DELIVERABLE, (now_ts - c.received_ts for c in deliverable))
 
     async def _servers_in_rooms_of(self, candidates: Iterable[Candidate]) -> list[ServerInRoom]:
         """The other servers in the rooms of events that servers are owed."""
@@ -491,6 +507,8 @@ class Indexer:
         self._reviews.expire(self._now_ts())
         deleted, held = await self._store.delete_expired(self._now_ts())
         logger.debug("Deleted %d expired sticky events", deleted)
+        for reason, count in held.items():
+            self._metrics.count(EXPIRED_WHILE_HELD, count, reason=reason)
         if HeldReason.OVER_RATE.value in held:
             logger.info(
                 "%d sticky events of other servers have expired before their rate let them through",

@@ -12,6 +12,7 @@ class Candidate:
 
     Attributes:
         stream_ordering: where the stream that it was found in has it.
+        received_ts: when this server stored it, in ms since the epoch.
         soft_failed: Synapse has marked it so.
         refused: by a policy server or a spam checker.
         unchecked: Synapse never checked it against the room's current state.
@@ -24,6 +25,7 @@ class Candidate:
     sender: str
     stream_ordering: int
     expires_ts: int
+    received_ts: int
     soft_failed: bool
     refused: bool
     unchecked: bool

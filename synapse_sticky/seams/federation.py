@@ -34,6 +34,7 @@ from synapse.util.retryutils import NotRetryingDestination
 from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.events import sticky_duration_ms
+from synapse_sticky.seams.metrics import ACCEPTED_BY_SERVERS, REQUESTS_TO_SERVERS, Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -101,9 +102,10 @@ class CannotReach(Exception):
 class Federation:
     """The servers that this process sends to."""
 
-    def __init__(self, hs: HomeServer, clock: Clock) -> None:
+    def __init__(self, hs: HomeServer, clock: Clock, metrics: Metrics) -> None:
         self._hs = hs
         self._clock = clock
+        self._metrics = metrics
         self._storage = hs.get_storage_controllers()
         self._store: Any = hs.get_datastores().main
         self._instance_name = hs.get_instance_name()
@@ -214,7 +216,7 @@ class Federation:
             "pdus": [event.get_pdu_json(now_ts) for event in events],
             "edus": [],
         }
-        with _as_cannot_reach():
+        with self._counted("send"):
             response = await self._transport.client.put_json(
                 server_name,
                 path=path,
@@ -222,7 +224,10 @@ class Federation:
                 long_retries=False,
                 backoff_on_all_error_codes=True,
             )
-        return Answer.of(response)
+        answer = Answer.of(response)
+        count = sum(event.event_id in answer.accepted for event in events)
+        self._metrics.count(ACCEPTED_BY_SERVERS, count, sender="module")
+        return answer
 
     async def first_event_id(self, room_id: str) -> str | None:
         """The ID of the event that created a room."""
@@ -306,7 +311,7 @@ class Federation:
             _asking.reset(asking)
 
     async def _get(self, server_name: str, path: str, args: Mapping[str, str] | None) -> object:
-        with _as_cannot_reach():
+        with self._counted(path.partition("/")[0]):
             answer: object = await self._transport.client.get_json(
                 server_name,
                 path=f"/_matrix/federation/v1/{path}",
@@ -316,6 +321,20 @@ class Federation:
                 ignore_backoff=True,
             )
             return answer
+
+    @contextmanager
+    def _counted(self, request: str) -> Iterator[None]:
+        """Count a request by its outcome, and say what went wrong."""
+        outcome = "failed"
+        try:
+            with _as_cannot_reach():
+                yield
+            outcome = "ok"
+        except CannotReach as error:
+            outcome = "error" if error.status else "backing_off" if error.retry_ts else "failed"
+            raise
+        finally:
+            self._metrics.count(REQUESTS_TO_SERVERS, request=request, outcome=outcome)
 
     async def queued_up_to(self) -> int:
         """The stream ordering up to which Synapse has put events into its queues."""

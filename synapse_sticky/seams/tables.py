@@ -401,6 +401,7 @@ def _candidates(rows: Sequence[Row], now_ts: int) -> tuple[list[Candidate], bool
                 sender=sender,
                 stream_ordering=stream_ordering,
                 expires_ts=expires_ts,
+                received_ts=received_ts,
                 soft_failed=bool(flags.get("soft_failed")),
                 refused=bool(flags.get("policy_server_spammy") or flags.get("spam_checker_spammy")),
                 unchecked=bool(row[8]),

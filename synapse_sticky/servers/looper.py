@@ -33,6 +33,7 @@ from synapse_sticky.deliverable.index import StickyEvent
 from synapse_sticky.deliverable.reader import IndexReader
 from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.federation import Accepted, CannotReach, Federation
+from synapse_sticky.seams.metrics import PAYMENTS, Metrics
 from synapse_sticky.servers.ledger import Ledger
 from synapse_sticky.storage.obstacles import Obstacle
 from synapse_sticky.storage.rows import Changes
@@ -163,8 +164,10 @@ class Looper:
         federation: Federation,
         ledger: Ledger,
         config: StickyEventsConfig,
+        metrics: Metrics,
     ) -> None:
         self._api = api
+        self._metrics = metrics
         self._reader = reader
         self._federation = federation
         self._ledger = ledger
@@ -252,6 +255,10 @@ class Looper:
                 tries.next_ts = 0
             debtor.wake()
             self._api.run_as_background_process("sticky_pay", self._tick)
+
+    def debts(self) -> list[tuple[str, str]]:
+        """Return the servers, and the rooms in which they may be owed events."""
+        return [(d.server_name, room_id) for d in self._debtors.values() for room_id in d.rooms]
 
     def obstacle(self, server_name: str) -> str:
         """Why a server that is owed something was not paid; empty if it was not tried."""
@@ -558,6 +565,7 @@ class Looper:
                 self._ledger.settle(debtor.server_name, room_id, [event.event_id])
                 debtor.tries.pop(event.event_id, None)
                 debtor.paid += 1
+                self._metrics.count(PAYMENTS, outcome="confirmed")
             self._note_failures(debtor, room_id, missing, _DOES_NOT_HAVE)
         except Exception:
             logger.exception("Cannot check what %s has; trying again", debtor.server_name)
@@ -624,7 +632,9 @@ class Looper:
             else:
                 pause_ms = min(_FIRST_PAUSE_MS << (tries.count - 1), _LONGEST_PAUSE_MS)
                 tries.next_ts = now_ts + pause_ms
+        self._metrics.count(PAYMENTS, len(events) - len(given_up), outcome="retried")
         if given_up:
+            self._metrics.count(PAYMENTS, len(given_up), outcome="given_up")
             self._ledger.settle(server_name, room_id, given_up)
             logger.warning(
                 "%s does not get %d sticky events of room %s and is not sent them again: %s",

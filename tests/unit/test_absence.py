@@ -35,6 +35,7 @@ class Sent:
             "@alice:example.org",
             2 * self.place,
             NOW_TS + 1_000 + self.place,
+            NOW_TS,
             soft_failed=self.held,
             refused=False,
             unchecked=False,

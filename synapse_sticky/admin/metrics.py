@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Measures every few seconds how things are, for the metrics listener.
+
+What all processes share is measured by the process that runs the indexer alone, and what a
+server is owed by the process that sends to it: so a sum over all processes is right.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import attr
+from synapse.module_api import ModuleApi
+
+from synapse_sticky.deliverable.reader import IndexReader
+from synapse_sticky.noticing.admission import HeldReason
+from synapse_sticky.seams.background import Clock
+from synapse_sticky.seams.metrics import (
+    EXPIRED_WHILE_HELD,
+    HELD_EVENTS,
+    INDEXER_LAG,
+    LIVE_EVENTS,
+    OWED_EVENTS,
+    TIME_TO_DELIVERABLE,
+    Metrics,
+)
+from synapse_sticky.seams.streams import StreamBounds
+from synapse_sticky.servers.ledger import Ledger
+from synapse_sticky.servers.looper import Looper
+from synapse_sticky.storage.store import StickyStore
+
+logger = logging.getLogger(__name__)
+
+# Prometheus asks every fifteen seconds, unless it is told otherwise.
+_INTERVAL_MS: Final = 5_000
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Measurements:
+    """Sets the gauges of one process."""
+
+    _api: ModuleApi
+    _clock: Clock
+    _metrics: Metrics
+    _store: StickyStore
+    _bounds: StreamBounds
+    _reader: IndexReader
+    _ledger: Ledger | None
+    _looper: Looper | None
+
+    def start(self) -> None:
+        """Begin to measure, if anybody can ask for it."""
+        for reason in HeldReason:
+            self._metrics.count(EXPIRED_WHILE_HELD, 0, reason=reason.value)
+        if not self._metrics.are_served:
+            return
+        if self._api.should_run_background_tasks():
+            self._metrics.observe(TIME_TO_DELIVERABLE, ())
+            self._repeat(self._measure_shared)
+        if self._ledger is not None and self._looper is not None:
+            self._repeat(self._measure_owed, self._ledger, self._looper)
+
+    def _repeat(self, measure: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        async def measure_safely() -> None:
+            try:
+                await measure(*arguments)
+            except Exception:
+                logger.exception("Cannot measure for the metrics; they stay as they were")
+
+        self._api.looping_background_call(
+            measure_safely, _INTERVAL_MS, desc="sticky_measure", run_on_all_instances=True
+        )
+
+    async def _measure_shared(self) -> None:
+        index = self._reader.index
+        self._metrics.set(LIVE_EVENTS, len(index))
+        lag = self._bounds.current().events - index.read.events
+        self._metrics.set(INDEXER_LAG, max(0, lag))
+        held = await self._store.count_held(self._clock.now_ts()) if index.held_count else {}
+        for reason in HeldReason:
+            self._metrics.set(HELD_EVENTS, held.get(reason.value, 0), reason=reason.value)
+
+    async def _measure_owed(self, ledger: Ledger, looper: Looper) -> None:
+        owed = 0
+        for server_name, room_id in looper.debts():
+            owed += sum(1 for _ in ledger.due(server_name, room_id))
+            # Requests need not wait until all are counted.
+            await self._clock.sleep(0)
+        self._metrics.set(OWED_EVENTS, owed)
