@@ -24,6 +24,7 @@ SYNC_SECTION = "msc4354_sticky"
 REMAINING_KEY = "msc4354_sticky_duration_ttl_ms"
 VERSIONS_FLAG = "org.matrix.msc4354"
 DELAY_ID_KEY = "org.matrix.msc4140.delay_id"
+SETTINGS = "io.github.synapse_sticky.settings"
 
 HOUR_MS = 3_600_000
 
@@ -267,6 +268,17 @@ def send_sticky(client: Client, room_id: str, count: int = 1, **arguments: Any) 
 def send_plain(client: Client, room_id: str, count: int) -> list[str]:
     """Send that many ordinary messages, to push others out of a timeline's window."""
     return [client.send(room_id) for _ in range(count)]
+
+
+def switch(admin: Client, room: str, content: JsonDict) -> str:
+    """What a room's admin sends."""
+    return admin.send_state(room, SETTINGS, content)
+
+
+def reasons(homeserver: Homeserver, event_id: str) -> list[str]:
+    """Why an event is held."""
+    rows = homeserver.query("SELECT reason FROM synapse_sticky_held WHERE event_id = ?", event_id)
+    return sorted(reason for (reason,) in rows)
 
 
 def is_recorded(homeserver: Homeserver, event_id: str) -> bool:

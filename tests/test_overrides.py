@@ -12,12 +12,13 @@ from tests.support import (
     MakeHomeserver,
     is_stored,
     now_ms,
+    reasons,
     section_ids,
     send_sticky,
     sticky,
+    switch,
     wait_for_readers,
 )
-from tests.test_switch import reasons, switch
 
 API = "/_synapse/client/synapse_sticky/admin/v1"
 

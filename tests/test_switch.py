@@ -8,32 +8,23 @@ from harness.remote import RemoteServer
 from harness.wait import eventually
 from tests.sliding import Connection, no_window
 from tests.support import (
+    SETTINGS,
     MakeHomeserver,
     follow,
     ids,
     quiet_token,
+    reasons,
     section_ids,
     send_plain,
     send_sticky,
     sticky,
     sticky_in,
+    switch,
     wait_for_readers,
 )
 
-SETTINGS = "io.github.synapse_sticky.settings"
 LEVELS = "m.room.power_levels"
 REMAINING = "msc4354_sticky_duration_ttl_ms"
-
-
-def switch(admin: Client, room: str, content: JsonDict) -> str:
-    """What a room's admin sends."""
-    return admin.send_state(room, SETTINGS, content)
-
-
-def reasons(homeserver: Homeserver, event_id: str) -> list[str]:
-    """Why an event is held."""
-    rows = homeserver.query("SELECT reason FROM synapse_sticky_held WHERE event_id = ?", event_id)
-    return sorted(reason for (reason,) in rows)
 
 
 def shows_remaining(reader: Client, room: str, event_id: str) -> bool:
