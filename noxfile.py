@@ -32,6 +32,8 @@ LONGEST_ON_WORKERS = [
     "test_sending",
     "test_expiry",
     "test_remaining_time",
+    "test_admin_api",
+    "test_control_sending",
 ]
 
 JAVASCRIPT = "tests/javascript"

@@ -36,6 +36,9 @@ from tests.support import (
 )
 
 # As it is documented. Spelled out once more on purpose.
+# One process is there with SQLite, and PostgreSQL with the workers.
+pytestmark = pytest.mark.repeats("postgres")
+
 SETTINGS = "io.github.synapse_sticky.settings"
 ON, OFF = {"enabled": True}, {"enabled": False}
 

@@ -20,6 +20,9 @@ from tests.support import (
     wait_for_readers,
 )
 
+# One process is there with SQLite, and PostgreSQL with the workers.
+pytestmark = pytest.mark.repeats("postgres")
+
 API = "/_synapse/client/synapse_sticky/admin/v1"
 
 

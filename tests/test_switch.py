@@ -23,6 +23,9 @@ from tests.support import (
     wait_for_readers,
 )
 
+# One process is there with SQLite, and PostgreSQL with the workers.
+pytestmark = pytest.mark.repeats("postgres")
+
 LEVELS = "m.room.power_levels"
 REMAINING = "msc4354_sticky_duration_ttl_ms"
 
