@@ -313,7 +313,13 @@ def test_they_follow_what_servers_do(make_homeserver: MakeHomeserver) -> None:
         came = [early.send_event(room, carol, **sticky()).event_id for _ in range(7)]
         eventually(lambda: is_recorded(homeserver, came[4]), what="what is recorded")
         wait_for_values(
-            homeserver, {"live_events": 4, "held_events over_rate": 3, "over_capacity_total": 2}
+            homeserver,
+            {
+                "live_events": 4,
+                "held_events over_rate": 3,
+                "over_capacity_total": 2,
+                "time_to_deliverable_seconds_count": 4,
+            },
         )
     # Now both are down.
     send_sticky(alice, room, 3)
