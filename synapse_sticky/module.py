@@ -160,7 +160,8 @@ class StickyEventsModule:
             outgoing.follow_returns(hs, looper.on_back)
             on_messages(hs, {RETRY: looper.retry})
             Obstacles(api, obstacles, federation, looper).start(config)
-        Measurements(api, clock, metrics, store, bounds, reader, ledger, looper).start()
+        reports = Reports(api)
+        Measurements(api, clock, metrics, reports, bounds, reader, ledger, looper).start()
         self._debts = Debts(
             clock,
             store,
@@ -181,7 +182,7 @@ class StickyEventsModule:
         admin_api = AdminApi(
             api,
             clock,
-            Reports(api),
+            reports,
             self._debts,
             self._settings,
             Rooms(hs),

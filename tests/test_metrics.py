@@ -172,6 +172,8 @@ def test_the_page_lists_them_all(make_homeserver: MakeHomeserver) -> None:
         for name, kind, labels in _ROW.findall(page)
     }
     assert shown == listed
+    # The rules for alerts use these too.
+    assert set(re.findall(rf"{OURS}\w+", page)) == set(listed)
 
 
 def test_they_follow_what_users_do(make_homeserver: MakeHomeserver) -> None:

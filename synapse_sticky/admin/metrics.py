@@ -27,7 +27,7 @@ from synapse_sticky.seams.metrics import (
 from synapse_sticky.seams.streams import StreamBounds
 from synapse_sticky.servers.ledger import Ledger
 from synapse_sticky.servers.looper import Looper
-from synapse_sticky.storage.store import StickyStore
+from synapse_sticky.storage.reports import Reports
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Measurements:
     _api: ModuleApi
     _clock: Clock
     _metrics: Metrics
-    _store: StickyStore
+    _reports: Reports
     _bounds: StreamBounds
     _reader: IndexReader
     _ledger: Ledger | None
@@ -76,7 +76,7 @@ class Measurements:
         self._metrics.set(LIVE_EVENTS, len(index))
         lag = self._bounds.current().events - index.read.events
         self._metrics.set(INDEXER_LAG, max(0, lag))
-        held = await self._store.count_held(self._clock.now_ts()) if index.held_count else {}
+        held = await self._reports.count_held(self._clock.now_ts()) if index.held_count else {}
         for reason in HeldReason:
             self._metrics.set(HELD_EVENTS, held.get(reason.value, 0), reason=reason.value)
 

@@ -76,6 +76,15 @@ class Reports:
 
         return await self._api.run_db_interaction("sticky_count", count_txn)
 
+    async def count_held(self, now_ts: int) -> dict[str, int]:
+        """Return how many unexpired events are held for each reason, over all rooms."""
+
+        def count_held_txn(txn: LoggingTransaction) -> dict[str, int]:
+            txn.execute(f"SELECT h.reason, COUNT(*) {_HELD} GROUP BY h.reason", (now_ts,))
+            return dict(txn.fetchall())
+
+        return await self._api.run_db_interaction("sticky_count_held", count_held_txn)
+
     async def list_events(
         self, room_id: str, now_ts: int, start: int, limit: int
     ) -> tuple[list[EventReport], int]:

@@ -83,20 +83,6 @@ class StickyStore:
             (room_id, f"%:{server_name}", now_ts, reason, limit),
         )
 
-    async def count_held(self, now_ts: int) -> dict[str, int]:
-        """Return how many unexpired events are held for each reason, if any are."""
-
-        def count_held_txn(txn: LoggingTransaction) -> dict[str, int]:
-            txn.execute(
-                "SELECT h.reason, COUNT(*) FROM synapse_sticky_held AS h "
-                "INNER JOIN synapse_sticky_events AS e USING (event_id) "
-                "WHERE e.expires_ts > ? GROUP BY h.reason",
-                (now_ts,),
-            )
-            return dict(txn.fetchall())
-
-        return await self._api.run_db_interaction("sticky_count_held", count_held_txn)
-
     async def mend_reasons(self) -> None:
         """Make reasons agree with positions, where an older version has moved events.
 
