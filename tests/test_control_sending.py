@@ -35,10 +35,10 @@ from tests.support import (
     unique,
 )
 
-# As it is documented. Spelled out once more on purpose.
 # One process is there with SQLite, and PostgreSQL with the workers.
 pytestmark = pytest.mark.repeats("postgres")
 
+# As it is documented. Spelled out once more on purpose.
 SETTINGS = "io.github.synapse_sticky.settings"
 ON, OFF = {"enabled": True}, {"enabled": False}
 
