@@ -89,6 +89,9 @@ def _until_ts(body: Mapping[str, Any], now_ts: int) -> int | None:
     until_ts = body.get("until_ts")
     if until_ts is None:
         return None
+    if isinstance(until_ts, float) and until_ts.is_integer():
+        # In JSON 1.0 is a whole number too.
+        until_ts = int(until_ts)
     if type(until_ts) is not int:
         raise BadBody("'until_ts' must be a whole number of ms since the epoch, or null")
     if not now_ts < until_ts <= _MAX_TS:
