@@ -12,7 +12,7 @@ help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 test: $(TOOLS)/bin/nox ## Everything: lint, then the suite on the newest and the oldest Synapse
-	$(NOX) -s lint javascript tests -- $(ARGS)
+	$(NOX) -s lint tests -- $(ARGS)
 
 test-all: $(TOOLS)/bin/nox ## As `make test`, with the tests that only repeat something, and more kills
 	$(NOX) -s lint javascript tests -- --repeats --kills=50 $(ARGS)

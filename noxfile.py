@@ -41,7 +41,7 @@ JAVASCRIPT = "tests/javascript"
 # Synapse needs a while to end in an orderly way.
 PATIENCE_S = 60
 
-nox.options.sessions = ["lint", "javascript", "tests"]
+nox.options.sessions = ["lint", "tests"]
 nox.options.reuse_venv = "yes"
 
 

@@ -14,6 +14,10 @@ else:
 
     def __getattr__(name: str) -> object:
         if name == "StickyEventsModule":
+            # What the module imports is not there in every Synapse: first the version.
+            from synapse_sticky.seams.checks import check_oldest_synapse
+
+            check_oldest_synapse()
             from synapse_sticky.module import StickyEventsModule
 
             return StickyEventsModule

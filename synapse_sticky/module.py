@@ -49,7 +49,7 @@ from synapse_sticky.noticing.reviews import Reviews
 from synapse_sticky.noticing.throttle import Throttle
 from synapse_sticky.seams.authorisation import CurrentStateCheck
 from synapse_sticky.seams.background import Broadcast, Clock, homeserver_of
-from synapse_sticky.seams.checks import check_synapse_version
+from synapse_sticky.seams.checks import warn_of_untested_synapse
 from synapse_sticky.seams.database import MigrationConnection
 from synapse_sticky.seams.events import EventSource
 from synapse_sticky.seams.federation import Federation
@@ -82,7 +82,7 @@ class StickyEventsModule:
     """
 
     def __init__(self, config: StickyEventsConfig, api: ModuleApi) -> None:
-        check_synapse_version()
+        warn_of_untested_synapse()
         hs = homeserver_of(api)
         if hs.config.worker.worker_app == "synapse.app.admin_cmd":
             # A tool that ends once it has done its work, and serves nobody.

@@ -244,6 +244,7 @@ class UnreadableBundles(_Saboteur):
 
         original = EventsWorkerStore.get_events_as_list
 
+        @functools.wraps(original)
         async def get_events_as_list(self: Any, *args: Any, **kwargs: Any) -> Any:
             if sys._getframe(1).f_code.co_filename.endswith("hooks/visibility.py"):
                 raise RuntimeError("purged meanwhile")

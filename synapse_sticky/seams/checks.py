@@ -23,11 +23,11 @@ def synapse_version() -> Version:
     return Version(version("matrix-synapse"))
 
 
-def check_synapse_version() -> None:
-    """Refuse a Synapse that is too old, and warn of one newer than tested.
+def check_oldest_synapse() -> None:
+    """Refuse a Synapse that is too old.
 
     Raises:
-        ConfigError: if it is too old.
+        ConfigError: saying what to do.
     """
     found = synapse_version()
     if found < OLDEST_SYNAPSE:
@@ -35,6 +35,11 @@ def check_synapse_version() -> None:
             f"synapse_sticky needs Synapse {OLDEST_SYNAPSE} or later, and this is {found}. "
             "Upgrade Synapse, or remove synapse_sticky from `modules` in homeserver.yaml."
         )
+
+
+def warn_of_untested_synapse() -> None:
+    """Say once that this Synapse is newer than any that was tested, if it is."""
+    found = synapse_version()
     if found.release[:2] > NEWEST_TESTED_SYNAPSE.release:
         logger.warning(
             "synapse_sticky was tested with Synapse %s, and this is %s. Everything that it relies "
