@@ -122,7 +122,8 @@ class Overrides:
     def start(self) -> None:
         """Begin to look for decisions that have ended, and for signals that were lost."""
         call = self._api.looping_background_call
-        call(self._end, _END_INTERVAL_MS, desc="sticky_overrides_end")
+        if self._api.should_run_background_tasks():
+            call(self._end, _END_INTERVAL_MS, desc="sticky_overrides_end")
         call(
             self._refresh_safely,
             _POLL_INTERVAL_MS,
