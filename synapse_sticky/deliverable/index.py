@@ -134,16 +134,23 @@ class StickyIndex:
         read: Bounds = NOTHING_READ,
     ) -> None:
         """Take over what the store says, oldest first, and how far that goes."""
+        moved: set[str] = set()
         for change in events:
             known = self._events.get(change.event_id)
             if known is not None and known.position == change.position:
                 # Read once more: the log must stay in order.
                 continue
-            self._discard(change.event_id)
-            bucket = change.expires_ts // _EXPIRY_BUCKET_MS
+            expires_ts = self._held.get(change.event_id) if known is None else known.expires_ts
+            if expires_ts != change.expires_ts:
+                bucket = change.expires_ts // _EXPIRY_BUCKET_MS
+                self._expiring.setdefault(bucket, []).append(change.event_id)
+            self._held.pop(change.event_id, None)
+            self._released.discard(change.event_id)
+            if known is not None:
+                del self._events[change.event_id]
+                moved.add(known.room_id)
             if change.position is None:
                 self._held[change.event_id] = change.expires_ts
-                self._expiring.setdefault(bucket, []).append(change.event_id)
                 continue
             event = StickyEvent(
                 change.event_id,
@@ -159,7 +166,9 @@ class StickyIndex:
                 self._released.add(event.event_id)
             self._by_room.setdefault(event.room_id, []).append(event)
             self._log.append(event)
-            self._expiring.setdefault(bucket, []).append(event.event_id)
+        # Once for each room: many of its events may have moved, when it was switched off.
+        for room_id in moved:
+            self._keep_live(room_id)
         for join in joins:
             self._joins.setdefault(sys.intern(join.member), {})[sys.intern(join.room_id)] = join
         self.position = max(self.position, position)
@@ -260,13 +269,6 @@ class StickyIndex:
     def _room_after(self, room_id: str, since: int) -> list[StickyEvent]:
         events = self._by_room[room_id]
         return events[bisect_right(events, since, key=_position) :]
-
-    def _discard(self, event_id: str) -> None:
-        self._held.pop(event_id, None)
-        self._released.discard(event_id)
-        event = self._events.pop(event_id, None)
-        if event is not None:
-            self._keep_live(event.room_id)
 
     def _keep_live(self, room_id: str) -> None:
         events = [e for e in self._by_room[room_id] if self._events.get(e.event_id) is e]
