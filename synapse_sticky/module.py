@@ -123,7 +123,9 @@ class StickyEventsModule:
         CreatorCallbacks(config.enabled_in_new_rooms).install(api)
         follow_upgrades(self._settings)
         carry_position(hs, lambda: reader.index.position)
-        add_remaining_time(api, hs, clock, reader.noticed_until_ts, reader.sticky_until_ts)
+        add_remaining_time(
+            api, hs, clock, reader.noticed_until_ts, reader.sticky_until_ts, reader.has_passed
+        )
         lift_history_visibility(hs, reader.is_sticky)
         hide_state_beside_lifted_events(hs)
         lift_history_visibility_for_servers(federation, reader.is_sticky)

@@ -7,6 +7,7 @@ from harness.homeserver import Homeserver
 from harness.remote import RemoteServer
 from harness.wait import eventually
 from tests.support import (
+    REMAINING_KEY,
     MakeHomeserver,
     follow,
     ids,
@@ -73,6 +74,9 @@ def test_at_most_so_many_are_held(make_homeserver: MakeHomeserver, remote: Remot
     delivered = section_ids(bob, room)
     assert 8 <= len(delivered) < SENT
     assert delivered == [event_id for event_id in sent if event_id in delivered]
+    for event_id in sent:
+        shown = bob.event(room, event_id)["unsigned"]
+        assert (REMAINING_KEY in shown) == (event_id in delivered)
     eventually(
         lambda: "are ordinary events: more than `max_held_per_server`" in homeserver.log(),
         5,

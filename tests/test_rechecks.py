@@ -241,8 +241,9 @@ def test_restart_between_soft_failure_and_return(
         eventually(lambda event=event: is_held(homeserver, event), what="the soft failure")  # type: ignore[misc]
     homeserver.stop()
     # As a policy server's verdict is recorded.
-    query = "UPDATE synapse_sticky_held SET reason = 'refused' WHERE event_id = ?"
-    assert homeserver.execute(query, refused.event_id) == 1
+    for update in ("synapse_sticky_held SET reason", "synapse_sticky_events SET held_reason"):
+        query = f"UPDATE {update} = 'refused' WHERE event_id = ?"
+        assert homeserver.execute(query, refused.event_id) == 1
     homeserver.start()
     first = pass_on(alice, room)
     assert section_ids(alice, room) == [first]

@@ -212,6 +212,10 @@ class IndexReader:
         """See :meth:`StickyIndex.sticky_until_ts`."""
         return self.index.sticky_until_ts(event_id)
 
+    def has_passed(self, instance_name: str | None, stream_ordering: int) -> bool:
+        """See :meth:`StickyIndex.has_passed`."""
+        return self.index.has_passed(instance_name, stream_ordering)
+
     def is_sticky(self, event_id: str) -> bool:
         """Whether the event of this ID is deliverable and unexpired."""
         event = self.index.get(event_id)

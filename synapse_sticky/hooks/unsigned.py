@@ -42,6 +42,7 @@ def add_remaining_time(
     clock: Clock,
     noticed_until_ts: Callable[[str], int | None],
     sticky_until_ts: Callable[[str, int, int], Awaitable[int]],
+    has_passed: Callable[[str | None, int], bool],
 ) -> None:
     """Give every sticky event that any client is sent its remaining time.
 
@@ -49,14 +50,25 @@ def add_remaining_time(
         noticed_until_ts: until when the event of this ID is sticky, 0 if it is held, None if it
             is not known.
         sticky_until_ts: the same for any event, from its ID, duration and ``origin_server_ts``.
+        has_passed: whether everything that matters is known up to an event, from the name of
+            its writer and its place in the stream.
     """
+
+    def is_settled(event: EventBase) -> bool:
+        """Whether the indexer has passed an event that is not known: then it is an ordinary one."""
+        written = event.internal_metadata
+        with shielded(_CONSEQUENCE):
+            return written.stream_ordering is not None and has_passed(
+                written.instance_name, written.stream_ordering
+            )
+        return False
 
     async def remaining(event: EventBase) -> JsonDict:
         # This runs for every event that any client is sent: first what nearly all of them are.
         noticed_ts = noticed_until_ts(event.event_id)
         if noticed_ts is not None:
             return _field(noticed_ts - clock.now_ts()) if keeps_stickiness(event) else _NOTHING
-        if not has_stickiness(event):
+        if not has_stickiness(event) or is_settled(event):
             return _NOTHING
         with shielded(_CONSEQUENCE):
             return await fields(event.event_id, sticky_duration_ms(event), event.origin_server_ts)

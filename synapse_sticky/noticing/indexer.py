@@ -60,6 +60,7 @@ _WATCH_INTERVAL_MS: Final = 1_000
 _MIN_INTERVAL_MS: Final = 50
 # How often held events are released that the rate of their server allows by now.
 _RELEASE_INTERVAL_MS: Final = 1_000
+_RELEASE_BUDGET_MS: Final = 100
 # How much of a stream one look takes, and how much may be read anew after a
 # kill. A row costs a few microseconds.
 _STEP: Final = 5_000
@@ -303,21 +304,30 @@ class Indexer:
         assert self._read is not None
         self._last_release_ts = self._now_ts()
         over_rate = HeldReason.OVER_RATE.value
+        until_ts = self._now_ts() + _RELEASE_BUDGET_MS
+        rejudged: list[Rejudged] = []
         for room_id, server_name in self._throttle.keys:
             passing = await self._throttle.take((room_id, server_name))
             if passing:
                 events = await self._store.get_held(
                     self._now_ts(), over_rate, room_id, server_name, passing
                 )
-                rejudged = [Rejudged(event, event.reasons - {over_rate}) for event in events]
-                await self._record([], [], rejudged, self._read, self._last_position)
+                rejudged += [Rejudged(event, event.reasons - {over_rate}) for event in events]
+            if self._now_ts() > until_ts:
+                # News come first. The others are released the next time.
+                break
+        if rejudged:
+            await self._record([], [], rejudged, self._read, self._last_position)
 
     async def _accepted(self, events: Iterable[RecordedEvent]) -> list[Rejudged]:
         """Soft-failed events without that reason; others may be left."""
         ids = [event.event_id for event in events]
-        recorded = await self._store.get_recorded(
-            self._now_ts(), f"e.event_id IN ({', '.join('?' * len(ids))})", ids
-        )
+        recorded: list[RecordedEvent] = []
+        for start in range(0, len(ids), _STEP):
+            part = ids[start : start + _STEP]
+            recorded += await self._store.get_recorded(
+                self._now_ts(), f"e.event_id IN ({', '.join('?' * len(part))})", part
+            )
         soft_failed = {HeldReason.SOFT_FAILED.value}
         return [Rejudged(event, event.reasons - soft_failed) for event in recorded]
 
@@ -338,14 +348,15 @@ class Indexer:
         settings = self._room_state.settings_events
         watched = Watched(self._rechecks.rooms, STATE_TYPES, self._reviews.rooms, settings)
         found = await self._tables.find(ranges, self._now_ts(), watched)
-        self._reviews.add_rooms(
+        changed = {
             change.room_id
             for change in found.state_changes
             if change.type in STATE_TYPES and change.room_id in self._reviews.rooms
-        )
-        self._reviews.add_rooms(
-            settings[event_id] for event_id in found.redacted if event_id in settings
-        )
+        }
+        changed |= {settings[event_id] for event_id in found.redacted if event_id in settings}
+        # Synapse's own news of these may still be on their way to this process.
+        self._room_state.forget(changed, found.redacted)
+        self._reviews.add_rooms(changed)
         # The others are of a range that was read before.
         fresh = [c for c in found.candidates if not self._reader.index.knows(c.event_id)]
         joins = await self._mattering_joins(found.joins, fresh)

@@ -60,7 +60,8 @@ class Throttle:
             self._limiter is None or await self._limiter.allows(key)
         ):
             passing += 1
-        self._held[key] -= passing
+        # The others have their turn before this one has it again.
+        self._held[key] = self._held.pop(key, 0) - passing
         self._forget_if_none(key)
         return passing
 

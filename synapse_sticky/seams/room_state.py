@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """What the current state of a room says of sticky events."""
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 import attr
@@ -47,6 +48,7 @@ class RoomState:
         self._store: Any = hs.get_datastores().main
         require(self._store, "get_events", "event_ids")
         require(self._store, "get_room_max_stream_ordering")
+        require(self._store, "_invalidate_local_get_event_cache", "event_id")
         require(self._store, "_curr_state_delta_stream_cache")
         self._changes = self._store._curr_state_delta_stream_cache
         require(self._changes, "has_entity_changed", "entity", "stream_pos")
@@ -73,6 +75,13 @@ class RoomState:
         events = await self._store.get_events(event_ids.values())
         tombstone = events.get(event_ids.get(key, ""))
         return None if tombstone is None else tombstone.content.get("replacement_room")
+
+    def forget(self, room_ids: Iterable[str], event_ids: Iterable[str]) -> None:
+        """What is known of these rooms and events is out of date."""
+        for room_id in room_ids:
+            self._known.pop(room_id, None)
+        for event_id in event_ids:
+            self._store._invalidate_local_get_event_cache(event_id)
 
     async def _event_ids(self, room_id: str) -> dict[tuple[str, str], str]:
         known = self._known.get(room_id)

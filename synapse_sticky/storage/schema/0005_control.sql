@@ -12,6 +12,9 @@ INSERT INTO synapse_sticky_held (event_id, reason)
 SELECT event_id, held_reason FROM synapse_sticky_events
 WHERE position IS NULL AND held_reason IS NOT NULL;
 
+-- To look at the events of one room.
+CREATE INDEX synapse_sticky_events_room ON synapse_sticky_events (room_id, stream_ordering);
+
 -- What the server's admin has decided: `kind` is 'room', 'user' or 'server', and `subject`
 -- its ID or name. `enabled` is 0 or 1.
 CREATE TABLE synapse_sticky_overrides (
