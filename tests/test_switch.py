@@ -50,14 +50,14 @@ def test_off_and_on_again(homeserver: Homeserver, alice: Client, bob: Client, ro
     switch(alice, room, {"enabled": False})
     for url in homeserver.client_urls:
         reader = bob.via(url)
-        eventually(lambda r=reader: section_ids(r, room) == [], 3, "nothing")  # type: ignore[misc]
+        eventually(lambda r=reader: section_ids(r, room) == [], 10, "nothing")  # type: ignore[misc]
         assert not any(shows_remaining(reader, room, event_id) for event_id in sent)
         assert Connection(reader, {"all": no_window()}).ask().sticky(room) == []
     assert [reasons(homeserver, event_id) for event_id in sent] == [["switched_off"]] * 3
     switch(alice, room, {"enabled": True})
     for url in homeserver.client_urls:
         reader = bob.via(url)
-        eventually(lambda r=reader: section_ids(r, room) == sent, 3, "all")  # type: ignore[misc]
+        eventually(lambda r=reader: section_ids(r, room) == sent, 10, "all")  # type: ignore[misc]
         assert all(shows_remaining(reader, room, event_id) for event_id in sent)
     assert [reasons(homeserver, event_id) for event_id in sent] == [[]] * 3
     # Who had them has them again: meanwhile they were not sticky.
@@ -73,11 +73,11 @@ def test_sent_while_off(
     switch(alice, room, {"enabled": False})
     since = quiet_token(bob)
     event = remote.send_event(room, carol, **sticky())
-    eventually(lambda: reasons(homeserver, event.event_id) == ["switched_off"], 5, "held")
+    eventually(lambda: reasons(homeserver, event.event_id) == ["switched_off"], 10, "held")
     followed = follow(bob, since, until=lambda f: event.event_id in f.timeline(room))
     assert followed.sticky(room) == []
     switch(alice, room, {})
-    eventually(lambda: section_ids(bob, room) == [event.event_id], 3, "delivered")
+    eventually(lambda: section_ids(bob, room) == [event.event_id], 10, "delivered")
 
 
 @pytest.mark.parametrize("content", [{"enabled": "no"}, {"enabled": 0}, {"enabled": None}, {}])
@@ -94,18 +94,18 @@ def test_settings_that_make_no_sense(
     carol = remote.join(homeserver, room, "carol")
     remote.send_event(room, carol, {"enabled": False}, SETTINGS, state_key="")
     sent = remote.send_event(room, carol, **sticky()).event_id
-    eventually(lambda: reasons(homeserver, sent) == ["switched_off"], 5, "held")
+    eventually(lambda: reasons(homeserver, sent) == ["switched_off"], 10, "held")
     remote.send_event(room, carol, content, SETTINGS, state_key="")
-    eventually(lambda: section_ids(bob, room) == [sent], 5, "delivered")
+    eventually(lambda: section_ids(bob, room) == [sent], 10, "delivered")
 
 
 def test_redacted_settings(homeserver: Homeserver, alice: Client, bob: Client, room: str) -> None:
     # A4: that changes no state, only what it says
     (sent,) = send_sticky(alice, room)
     settings = switch(alice, room, {"enabled": False})
-    eventually(lambda: reasons(homeserver, sent) == ["switched_off"], 5, "held")
+    eventually(lambda: reasons(homeserver, sent) == ["switched_off"], 10, "held")
     alice.redact(room, settings)
-    eventually(lambda: section_ids(bob, room) == [sent], 5, "delivered")
+    eventually(lambda: section_ids(bob, room) == [sent], 10, "delivered")
 
 
 def test_default_for_private_rooms(make_homeserver: MakeHomeserver, remote: RemoteServer) -> None:
@@ -119,13 +119,13 @@ def test_default_for_private_rooms(make_homeserver: MakeHomeserver, remote: Remo
     bob.join(room)
     carol = remote.join(homeserver, room, "carol")
     event = remote.send_event(room, carol, **sticky())
-    eventually(lambda: reasons(homeserver, event.event_id) == ["switched_off"], 5, "held")
+    eventually(lambda: reasons(homeserver, event.event_id) == ["switched_off"], 10, "held")
     alice.send_state(room, "m.room.join_rules", {"join_rule": "invite"})
-    eventually(lambda: section_ids(bob, room) == [event.event_id], 5, "delivered")
+    eventually(lambda: section_ids(bob, room) == [event.event_id], 10, "delivered")
     alice.send_state(room, "m.room.join_rules", {"join_rule": "public"})
-    eventually(lambda: section_ids(bob, room) == [], 5, "held again")
+    eventually(lambda: section_ids(bob, room) == [], 10, "held again")
     switch(alice, room, {"enabled": True})
-    eventually(lambda: section_ids(bob, room) == [event.event_id], 5, "delivered")
+    eventually(lambda: section_ids(bob, room) == [event.event_id], 10, "delivered")
 
 
 def test_after_a_restart_another_default_counts(make_homeserver: MakeHomeserver) -> None:
@@ -141,12 +141,12 @@ def test_after_a_restart_another_default_counts(make_homeserver: MakeHomeserver)
     homeserver.stop()
     homeserver.reconfigure(module_config={"enabled_by_default": "none"})
     homeserver.start()
-    eventually(lambda: section_ids(alice, room) == [], 5, "held")
+    eventually(lambda: section_ids(alice, room) == [], 10, "held")
     assert section_ids(alice, other) == kept
     homeserver.stop()
     homeserver.reconfigure(module_config={"enabled_by_default": "all"})
     homeserver.start()
-    eventually(lambda: section_ids(alice, room) == sent, 5, "delivered")
+    eventually(lambda: section_ids(alice, room) == sent, 10, "delivered")
     assert ids(sticky_in(alice.sync(since), room)) == sent
 
 
@@ -160,10 +160,10 @@ def test_visibility_is_not_lifted_while_off(
     send_plain(alice, hidden, 2)
     dora = homeserver.register()
     dora.join(hidden)
-    eventually(lambda: section_ids(dora, hidden) == [sent], 5, "lifted")
+    eventually(lambda: section_ids(dora, hidden) == [sent], 10, "lifted")
     assert dora.event(hidden, sent)
     switch(alice, hidden, {"enabled": False})
     for url in homeserver.client_urls:
-        eventually(lambda u=url: section_ids(dora.via(u), hidden) == [], 5, "held")  # type: ignore[misc]
+        eventually(lambda u=url: section_ids(dora.via(u), hidden) == [], 10, "held")  # type: ignore[misc]
         with pytest.raises(MatrixError, match="M_NOT_FOUND"):
             dora.via(url).event(hidden, sent)
