@@ -111,14 +111,16 @@ class SynapseTables:
                 found += _find_events(txn, part, now_ts)
                 found += _find_ex_outliers(txn, part, now_ts)
                 if part.stream is Stream.EVENTS:
+                    if watched.events:
+                        redacted += _find_redacted(txn, part, watched.events)
+                    if not _has_state_changes(txn, part):
+                        continue
                     joins += _find_joins(
                         txn,
                         f"{_in_range('d.stream_id', part)} AND {_of_writer('d', part)}",
                         _range_arguments(part),
                     )
                     state_changes += _find_state_changes(txn, part, watched)
-                    if watched.events:
-                        redacted += _find_redacted(txn, part, watched.events)
             candidates, has_others = _candidates(found, now_ts)
             # An event that was found twice is unchecked if it was in either place.
             each: dict[str, Candidate] = {}
@@ -263,6 +265,16 @@ def _find_by(
         (*_range_arguments(part), *_could_be_sticky_arguments(now_ts)),
     )
     return txn.fetchall()
+
+
+def _has_state_changes(txn: LoggingTransaction, part: Range) -> bool:
+    """Whether any current state has changed: mostly it has not, and there is no more to ask."""
+    txn.execute(
+        "SELECT 1 FROM current_state_delta_stream AS d "
+        f"WHERE {_in_range('d.stream_id', part)} AND {_of_writer('d', part)} LIMIT 1",
+        _range_arguments(part),
+    )
+    return txn.fetchone() is not None
 
 
 def _find_joins(txn: LoggingTransaction, where: str, arguments: Sequence[object]) -> list[SeenJoin]:
