@@ -26,13 +26,7 @@ LOST: dict[str, dict[str, str]] = {
 @pytest.mark.deployments("workers")
 def test_lost_messages(make_homeserver: MakeHomeserver, tmp_path: Path) -> None:
     # C6, C11: clients that wait are told at the latest when the signal is there
-    homeserver = make_homeserver("workers")
-    sabotage(homeserver, "Deaf", {"directory": str(tmp_path)}, {"poll_interval": "60s"})
-    homeserver.start()
-    alice, bob = homeserver.register(), homeserver.register()
-    room = alice.create_room(preset="public_chat")
-    bob.join(room)
-    sender, reader = (c.via(u) for c, u in zip((alice, bob), homeserver.client_urls, strict=True))
+    sender, reader, room = _deaf_processes(make_homeserver, tmp_path)
     assert _arrives_within_s(sender, reader, room) < 10
     took_s = {}
     for name, lost in LOST.items():
@@ -51,14 +45,8 @@ def test_the_next_message_brings_what_was_lost(
     make_homeserver: MakeHomeserver, tmp_path: Path
 ) -> None:
     # C6: it does not go on where the index of the process ends
-    homeserver = make_homeserver("workers")
-    sabotage(homeserver, "Deaf", {"directory": str(tmp_path)}, {"poll_interval": "60s"})
-    homeserver.start()
-    alice, bob = homeserver.register(), homeserver.register()
-    room = alice.create_room(preset="public_chat")
-    bob.join(room)
-    sender, reader = (c.via(u) for c, u in zip((alice, bob), homeserver.client_urls, strict=True))
-    since = quiet_token(bob)
+    sender, reader, room = _deaf_processes(make_homeserver, tmp_path)
+    since = quiet_token(reader)
     for message in ("stored", "recorded", "signal"):
         (tmp_path / message).touch()
     lost = _send(sender, room)
@@ -72,6 +60,18 @@ def test_the_next_message_brings_what_was_lost(
     while found not in seen and time.monotonic() < began + 20:
         seen = ids(sticky_in(reader.sync(since, timeout_ms=1_000, filter=HIDING), room))
     assert seen == [lost, found]
+
+
+def _deaf_processes(make_homeserver: MakeHomeserver, directory: Path) -> tuple[Client, Client, str]:
+    """Two users in a room, each with a process of their own; files make the processes deaf."""
+    homeserver = make_homeserver("workers")
+    sabotage(homeserver, "Deaf", {"directory": str(directory)}, {"poll_interval": "60s"})
+    homeserver.start()
+    alice, bob = homeserver.register(), homeserver.register()
+    room = alice.create_room(preset="public_chat")
+    bob.join(room)
+    sender, reader = (c.via(u) for c, u in zip((alice, bob), homeserver.client_urls, strict=True))
+    return sender, reader, room
 
 
 def _send(client: Client, room: str) -> str:

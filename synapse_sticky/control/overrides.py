@@ -140,10 +140,12 @@ class Overrides:
 
     def _take_over(self, rows: list[OverrideRow]) -> None:
         before = self._by_subject
-        self._by_subject = {
+        found = {
             (Kind(row.kind), row.subject): Override(bool(row.enabled), row.reason, row.until_ts)
             for row in rows
-            if row.until_ts is None or row.until_ts > self._clock.now_ts()
+        }
+        self._by_subject = {
+            s: override for s, override in found.items() if self._is_valid(override)
         }
         after = self._by_subject
         self._tell({s for s in before.keys() | after.keys() if before.get(s) != after.get(s)})
