@@ -150,11 +150,16 @@ def test_another_process_gave_out_positions(make_homeserver: MakeHomeserver) -> 
     first = alice.send(room_id, sticky_ms=DURATION_MS)
     reader = Reader(alice, timeline_limit=1)
     assert not reader.read_all([first], timeout_s=10)
-    homeserver.execute("UPDATE synapse_sticky_progress SET last_position = last_position + 60000")
+    recorded = "SELECT position FROM synapse_sticky_events ORDER BY position"
+    # The timeline may have shown it before.
+    eventually(lambda: len(homeserver.query(recorded)) == 1, 10, "the first position")
+    ahead = "UPDATE synapse_sticky_progress SET last_position = last_position + 60000"
+    assert homeserver.execute(ahead) == 1
     second = alice.send(room_id, sticky_ms=DURATION_MS)
     alice.send(room_id)
     assert not reader.read_all([second], timeout_s=10)
-    positions = homeserver.query("SELECT position FROM synapse_sticky_events ORDER BY position")
+    eventually(lambda: len(homeserver.query(recorded)) == 2, 10, "the second position")
+    positions = homeserver.query(recorded)
     ((last_position,),) = homeserver.query("SELECT last_position FROM synapse_sticky_progress")
     assert positions[1][0] - positions[0][0] > 50_000
     assert positions[1][0] == last_position
