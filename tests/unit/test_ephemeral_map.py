@@ -1,6 +1,7 @@
 """The ephemeral map against a naive model: any order, copies of all kinds, expiry."""
 
 import doctest
+import json
 import re
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from immutabledict import immutabledict
 
 from synapse_sticky.ephemeral_map import Change, Entry, EphemeralMap
+from tests.javascript.histories import play_here, values_of, without_removals
+from tests.javascript.sdk import RECORDED
 
 GUIDE = Path(__file__).parents[2] / "docs" / "ephemeral-map.md"
 
@@ -577,3 +580,14 @@ def test_the_examples_of_the_guide() -> None:
     runner.run(example)
     assert runner.tries > 10
     assert runner.failures == 0
+
+
+def test_the_same_values_as_matrix_js_sdk() -> None:
+    """As recorded; `nox -s javascript` compares with the SDK itself, and many more."""
+    # M1, M2, M3
+    lines = RECORDED.read_text().splitlines()
+    assert len(lines) > 10
+    for line in lines:
+        history, answer = json.loads(line)
+        theirs = [without_removals(values) for values in values_of(answer)]
+        assert play_here(history) == theirs
