@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from harness.client import JsonDict
-from harness.homeserver import MODULE
+from harness.homeserver import MODULE, Homeserver
 from harness.postgres import PostgresServer
 from harness.remote import RemoteServer
 from harness.wait import eventually
+from synapse_sticky.storage.migrations import COMPATIBLE_VERSION
+from tests.federation import wait_until_joined, wait_until_received
 from tests.sliding import Connection, drained
 from tests.support import (
     HOUR_MS,
@@ -25,12 +27,15 @@ from tests.support import (
     follow_until_seen,
     ids,
     is_recorded,
+    is_stored,
     now_ms,
     our_tables,
+    reasons,
     remaining_ms,
     sabotage,
     send_plain,
     send_sticky,
+    sticky,
     sticky_in,
     timeline_in,
 )
@@ -175,22 +180,11 @@ def test_seams_that_do_not_fit(
 # Tables
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
-def test_tables_of_the_first_version(make_homeserver: MakeHomeserver, kind: str) -> None:
-    """They are upgraded, and what stands in them goes on to count."""
-    homeserver = make_homeserver(kind)
-    homeserver.start()
-    select_newest = "SELECT version, compatible_version FROM synapse_sticky_schema"
-    newest = homeserver.query(select_newest)
-    tables = our_tables(homeserver, kind)
-    alice, bob = homeserver.register(), homeserver.register()
-    room = alice.create_room(preset="public_chat")
-    bob.join(room)
-    (event_id,) = send_sticky(alice, room)
-    since = follow_until_seen(bob, room, [event_id]).next_batch
-    homeserver.stop()
+SCHEMA = "SELECT version, compatible_version FROM synapse_sticky_schema"
 
-    columns = {
+# Their columns in the first version, and in the last before there were switches.
+COLUMNS = {
+    1: {
         "synapse_sticky_events": (
             "event_id, room_id, sender, expires_ts, stream_ordering, revision, position,"
             " held_reason"
@@ -198,37 +192,164 @@ def test_tables_of_the_first_version(make_homeserver: MakeHomeserver, kind: str)
         "synapse_sticky_progress": (
             "events_stream, backfill_stream, un_partial_stated_stream, last_position"
         ),
+    },
+    4: {
+        "synapse_sticky_events": (
+            "event_id, room_id, sender, expires_ts, stream_ordering, revision, position,"
+            " held_reason, owed"
+        ),
+        "synapse_sticky_progress": (
+            "events_stream, backfill_stream, un_partial_stated_stream, last_position, by_writer"
+        ),
+        "synapse_sticky_joins": (
+            "member, room_id, stream_ordering, instance_name, position, expires_ts"
+        ),
+        "synapse_sticky_watermarks": (
+            "server_name, room_id, joined_position, settled_position, expires_ts, settled_from"
+        ),
+    },
+}
+
+WITHOUT_PRIMARY_KEY = {
+    "sqlite": (
+        "SELECT m.name FROM sqlite_master AS m WHERE m.type = 'table' AND m.name LIKE ? AND "
+        "NOT EXISTS (SELECT 1 FROM pragma_table_info(m.name) AS c WHERE c.pk > 0)"
+    ),
+    "postgres": (
+        "SELECT t.tablename FROM pg_tables AS t WHERE t.tablename LIKE ? AND NOT EXISTS "
+        "(SELECT 1 FROM information_schema.table_constraints AS c "
+        "WHERE c.table_name = t.tablename AND c.constraint_type = 'PRIMARY KEY')"
+    ),
+}
+TYPE_OF_OWED = {
+    "sqlite": "SELECT type FROM pragma_table_info('synapse_sticky_events') WHERE name = 'owed'",
+    "postgres": (
+        "SELECT data_type FROM information_schema.columns "
+        "WHERE table_name = 'synapse_sticky_events' AND column_name = 'owed'"
+    ),
+}
+
+
+def rows_of(homeserver: Homeserver, version: int) -> dict[str, list[tuple[Any, ...]]]:
+    """What stands in the tables of a version."""
+    return {
+        table: homeserver.query(f"SELECT {columns} FROM {table}")
+        for table, columns in COLUMNS[version].items()
     }
 
-    def rows(table: str) -> list[tuple[Any, ...]]:
-        return homeserver.query(f"SELECT {columns[table]} FROM {table}")
 
-    before = {table: rows(table) for table in columns}
-    assert [len(found) for found in before.values()] == [1, 1]
+def turn_back(homeserver: Homeserver, kind: str, version: int) -> None:
+    """Make the module's tables those of an older version, with the same rows."""
+    before = rows_of(homeserver, version)
     drop_tables(homeserver, kind)
-    for statement in script_statements(1):
-        homeserver.execute(statement)
-    for table, (row,) in before.items():
-        marks = ", ".join("?" * len(row))
-        homeserver.execute(f"INSERT INTO {table} ({columns[table]}) VALUES ({marks})", *row)
+    for number in range(1, version + 1):
+        for statement in script_statements(number):
+            homeserver.execute(
+                statement.replace("SMALLINT NOT NULL DEFAULT 0", "BOOLEAN NOT NULL DEFAULT FALSE")
+            )
+    for table, columns in COLUMNS[version].items():
+        for row in before[table]:
+            values = [*row[:-1], bool(row[-1]) if columns.endswith("owed") else row[-1]]
+            marks = ", ".join("?" * len(values))
+            homeserver.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks})", *values)
     homeserver.execute(
         "CREATE TABLE synapse_sticky_schema (lock CHAR(1) NOT NULL DEFAULT 'X' UNIQUE,"
         " version INTEGER NOT NULL, compatible_version INTEGER NOT NULL, CHECK (lock = 'X'))"
     )
     homeserver.execute(
-        "INSERT INTO synapse_sticky_schema (version, compatible_version) VALUES (1, 1)"
+        "INSERT INTO synapse_sticky_schema (version, compatible_version) VALUES (?, ?)",
+        version,
+        min(version, COMPATIBLE_VERSION),
     )
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_tables_of_the_first_version(make_homeserver: MakeHomeserver, kind: str) -> None:
+    """They are upgraded, and what stands in them goes on to count."""
+    homeserver = make_homeserver(kind)
+    homeserver.start()
+    ((newest, _),) = homeserver.query(SCHEMA)
+    tables = our_tables(homeserver, kind)
+    alice, bob = homeserver.register(), homeserver.register()
+    room = alice.create_room(preset="public_chat")
+    bob.join(room)
+    (event_id,) = send_sticky(alice, room)
+    since = follow_until_seen(bob, room, [event_id]).next_batch
+    homeserver.stop()
+    before = rows_of(homeserver, 1)
+    assert [len(found) for found in before.values()] == [1, 1]
+    turn_back(homeserver, kind, 1)
 
     position = homeserver.log_position()
     homeserver.start()
-    assert homeserver.query(select_newest) == newest
+    assert homeserver.query(SCHEMA) == [(newest, COMPATIBLE_VERSION)]
     assert our_tables(homeserver, kind) == tables
-    assert rows("synapse_sticky_events") == before["synapse_sticky_events"]
+    assert homeserver.query(WITHOUT_PRIMARY_KEY[kind], "synapse_sticky%") == []
+    assert rows_of(homeserver, 1)["synapse_sticky_events"] == before["synapse_sticky_events"]
     (later,) = send_sticky(alice, room)
     followed = follow_until_seen(bob, room, [later], since)
     assert followed.seen(room) == [later]
     assert_once(follow_until_seen(alice, room, [event_id, later]), room, [event_id, later])
     assert homeserver.problems_since(position) == ""
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_tables_from_before_the_switches(
+    make_homeserver: MakeHomeserver, remote: RemoteServer, kind: str
+) -> None:
+    """They are upgraded, with live, held and owed events, and events are recorded in them."""
+    homeserver = make_homeserver(
+        kind, federation=True, module_config={"federation_grace_period": "1s"}
+    )
+    homeserver.start()
+    fresh = homeserver.query(TYPE_OF_OWED[kind])
+    alice, bob = homeserver.register(), homeserver.register()
+    room = alice.create_room(preset="public_chat", room_version="11")
+    bob.join(room)
+    carol = remote.join(homeserver, room, "carol")
+    before = remote.send_event(room, carol)
+    eventually(lambda: is_stored(homeserver, before))
+    alice.ban(room, carol)
+    held = remote.send_event(room, carol, prev_events=[before], **sticky())
+    eventually(lambda: is_recorded(homeserver, held.event_id), what="the soft failure")
+    dave = remote.join(homeserver, room, "dave")
+    wait_until_joined(homeserver, room, dave)
+    remote.online = False
+    sent = send_sticky(alice, room, 3)
+    since = follow_until_seen(bob, room, sent).next_batch
+    homeserver.stop()
+    turn_back(homeserver, kind, 4)
+    before_types = homeserver.query(TYPE_OF_OWED[kind])
+    assert before_types != fresh
+
+    position = homeserver.log_position()
+    homeserver.start()
+    # An older process that still runs writes booleans.
+    assert homeserver.query(TYPE_OF_OWED[kind]) == before_types
+    assert homeserver.query(WITHOUT_PRIMARY_KEY[kind], "synapse_sticky%") == []
+    assert reasons(homeserver, held.event_id) == ["soft_failed"]
+    sent += send_sticky(alice, room)
+    eventually(lambda: is_recorded(homeserver, sent[-1]), what="the new event")
+    remote.online = True
+    wait_until_received(remote, sent)
+    alice.unban(room, carol)
+    remote.join(homeserver, room, "carol")
+    followed = follow_until_seen(bob, room, [sent[-1], held.event_id], since)
+    assert_once(followed, room, [sent[-1], held.event_id])
+    assert not set(sent[:-1]) & set(followed.seen(room))
+    assert_once(follow_until_seen(alice, room, [*sent, held.event_id]), room, sent)
+    assert homeserver.problems_since(position) == ""
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_new_tables(make_homeserver: MakeHomeserver, kind: str) -> None:
+    """They have what tools for databases ask for, and no older code has to fit them."""
+    homeserver = make_homeserver(kind)
+    homeserver.start()
+    assert homeserver.query(WITHOUT_PRIMARY_KEY[kind], "synapse_sticky%") == []
+    assert homeserver.query(TYPE_OF_OWED[kind])[0][0].lower() == "smallint"
+    ((version, compatible_version),) = homeserver.query(SCHEMA)
+    assert version == compatible_version
 
 
 def script_statements(version: int) -> list[str]:
@@ -251,20 +372,19 @@ def test_tables_of_a_later_version(make_homeserver: MakeHomeserver) -> None:
     eventually(lambda: is_recorded(homeserver, event_id), what="the row")
     homeserver.stop()
     update = "UPDATE synapse_sticky_schema SET version = 999, compatible_version = ?"
-    select = "SELECT version, compatible_version FROM synapse_sticky_schema"
 
     homeserver.execute(update, 999)
     output = homeserver.start_expecting_failure()
     assert "have version 999 and need a synapse_sticky that knows version 999 or later" in output
     assert "Install the newer synapse_sticky again" in output
-    assert homeserver.query(select) == [(999, 999)]
+    assert homeserver.query(SCHEMA) == [(999, 999)]
     assert is_recorded(homeserver, event_id)
 
     homeserver.execute(update, 1)
     homeserver.start()
     (later,) = send_sticky(alice, room)
     assert_once(follow_until_seen(alice, room, [event_id, later]), room, [event_id, later])
-    assert homeserver.query(select) == [(999, 1)]
+    assert homeserver.query(SCHEMA) == [(999, 1)]
 
 
 def migrate_at_once(database: JsonDict, count: int) -> list[BaseException]:

@@ -43,12 +43,17 @@ class MigrationConnection:
             self._connection.conn, IsolationLevel.READ_COMMITTED
         )
 
+    @property
+    def is_postgres(self) -> bool:
+        """Whether the database is PostgreSQL, not SQLite."""
+        return isinstance(self._engine, PostgresEngine)
+
     @contextmanager
     def locked_transaction(self) -> Iterator[Cursor]:
         """A transaction that no other process has at the same time."""
         cursor = self._connection.cursor()
         try:
-            if isinstance(self._engine, PostgresEngine):
+            if self.is_postgres:
                 cursor.execute("SELECT pg_advisory_xact_lock(?)", (_ADVISORY_LOCK,))
             else:
                 cursor.execute("BEGIN IMMEDIATE")

@@ -3,9 +3,10 @@
 
 Every process does this when it loads the module; a lock in the database makes
 the others wait for the first. Each file of ``schema/`` is one version, applied
-once and in order. Beside the version the database stores the oldest version of
-this code that can still work with it, so that during a rolling upgrade the
-processes not yet restarted keep working.
+once and in order; where the engines differ, each has a file of its own. Beside
+the version the database stores the oldest version of this code that can still
+work with it, so that during a rolling upgrade the processes not yet restarted
+keep working.
 """
 
 from collections.abc import Iterator
@@ -17,8 +18,9 @@ from synapse.module_api.errors import ConfigError
 from synapse_sticky.seams.database import MigrationConnection
 
 COMPATIBLE_VERSION: Final = 3
-"""The oldest schema version whose code can work with the newest schema."""
+"""The oldest schema version whose code can work with the newest schema, if it made the tables."""
 
+# As the first version made it. Version 7 makes the column a primary key.
 _VERSION_TABLE = """
 CREATE TABLE IF NOT EXISTS synapse_sticky_schema (
     lock CHAR(1) NOT NULL DEFAULT 'X' UNIQUE,
@@ -36,12 +38,13 @@ def migrate(connection: MigrationConnection) -> None:
         ConfigError: if they were written by a later version of this module
             that this one cannot work with. Nothing is changed then.
     """
-    scripts = dict(_scripts())
+    scripts = dict(_scripts("postgres" if connection.is_postgres else "sqlite"))
     newest = max(scripts)
     with connection.locked_transaction() as txn:
         txn.execute(_VERSION_TABLE)
         txn.execute("SELECT version, compatible_version FROM synapse_sticky_schema")
-        version, compatible_version = txn.fetchone() or (0, 0)
+        # Older code has not made the tables then, and need not fit the types that ours chooses.
+        version, compatible_version = txn.fetchone() or (0, newest)
         if compatible_version > newest:
             raise ConfigError(
                 f"The tables synapse_sticky_* in the database have version {version} and need a "
@@ -51,16 +54,19 @@ def migrate(connection: MigrationConnection) -> None:
             )
         if version >= newest:
             return
+        if version and connection.is_postgres:
+            # As the writer's transactions do, take this table first: or both wait for each other.
+            txn.execute("LOCK TABLE synapse_sticky_progress IN ACCESS EXCLUSIVE MODE")
         for number in range(version + 1, newest + 1):
             connection.run_script(txn, scripts[number])
         txn.execute("DELETE FROM synapse_sticky_schema")
         txn.execute(
             "INSERT INTO synapse_sticky_schema (version, compatible_version) VALUES (?, ?)",
-            (newest, COMPATIBLE_VERSION),
+            (newest, max(compatible_version, COMPATIBLE_VERSION)),
         )
 
 
-def _scripts() -> Iterator[tuple[int, str]]:
+def _scripts(engine: str) -> Iterator[tuple[int, str]]:
     for entry in files("synapse_sticky.storage").joinpath("schema").iterdir():
-        if entry.name.endswith(".sql"):
+        if entry.name.endswith((".sql", f".sql.{engine}")):
             yield int(entry.name.split("_")[0]), entry.read_text(encoding="utf-8")

@@ -144,7 +144,8 @@ class StickyStore:
                         item_position,
                         None if item.reasons else item_position,
                         min(item.reasons, default=None),
-                        item.owed,
+                        # Text, which PostgreSQL takes as a BOOLEAN too: see 0003_servers.sql.
+                        "1" if item.owed else "0",
                     )
                 )
                 reason_rows += [(found.event_id, reason) for reason in sorted(item.reasons)]

@@ -179,7 +179,7 @@ def test_wire_names_have_one_place(path: Path) -> None:
 
 
 def test_wire_names_are_not_in_the_schema() -> None:
-    scripts = sorted(PACKAGE.rglob("*.sql"))
+    scripts = sorted(PACKAGE.rglob("*.sql*"))
     assert scripts
     for path in scripts:
         text = path.read_text(encoding="utf-8")

@@ -1,8 +1,10 @@
 -- SPDX-License-Identifier: AGPL-3.0-or-later
 
 -- Whether servers in the room are owed the event: those of our own users that
--- Synapse sends out. What was there before this module is not.
-ALTER TABLE synapse_sticky_events ADD COLUMN owed BOOLEAN NOT NULL DEFAULT FALSE;
+-- Synapse sends out. What was there before this module is not. The column was BOOLEAN
+-- up to version 6, and stays so in databases of that time: older code that still runs
+-- beside ours could not write a SMALLINT on PostgreSQL. Ours writes and reads both.
+ALTER TABLE synapse_sticky_events ADD COLUMN owed SMALLINT NOT NULL DEFAULT 0;
 
 -- Joins of servers are recorded beside those of local users: `member` is the
 -- ID of a user or the name of a server.
