@@ -18,6 +18,8 @@ milliseconds.
 """
 
 import heapq
+import itertools
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
@@ -25,6 +27,9 @@ import attr
 
 from synapse_sticky.protocol import DURATION_KEY, EVENT_KEY, MAP_KEY, REMAINING_KEY
 from synapse_sticky.stickiness import MAX_DURATION_MS, effective_duration_ms, expires_ts
+
+MAX_REDACTED: Final = 10_000
+"""The most redactions to remember, each for an hour, in case that the event comes after them."""
 
 _ENCRYPTED: Final = "m.room.encrypted"
 _REDACTION: Final = "m.room.redaction"
@@ -100,10 +105,10 @@ class EphemeralMap:
         self._events: dict[tuple[str, str], Entry] = {}
         # The same events, by room and key.
         self._places: dict[str, dict[_Key, _Place]] = {}
-        # When to forget that events were redacted, by room and event ID.
-        self._redacted: dict[tuple[str, str], int] = {}
-        # A heap of the times at which something in one of the above ends, with room and event ID.
-        # It may have ended earlier, or be gone.
+        # When to forget that events were redacted, by room and event ID, oldest first.
+        self._redacted: OrderedDict[tuple[str, str], int] = OrderedDict()
+        # A heap of the times at which events expire, with room and event ID. An event may have
+        # expired earlier, or be gone.
         self._deadlines: list[tuple[int, tuple[str, str]]] = []
 
     def add(
@@ -166,9 +171,11 @@ class EphemeralMap:
         """Take an event out that was redacted, also if it arrives only later."""
         changes = self.expire(now_ts)
         id_ = (room_id, event_id)
-        # An event that the server received before the redaction has expired by then.
-        self._redacted[id_] = now_ts + MAX_DURATION_MS
-        heapq.heappush(self._deadlines, (self._redacted[id_], id_))
+        if id_ not in self._redacted:
+            # An event that the server received before the redaction has expired by then.
+            self._redacted[id_] = now_ts + MAX_DURATION_MS
+            if len(self._redacted) > MAX_REDACTED:
+                self._redacted.popitem(last=False)
         known = self._events.get(id_)
         return changes + self._swap([known] if known is not None else [], [])
 
@@ -178,16 +185,18 @@ class EphemeralMap:
         expired = {}
         while self._deadlines and self._deadlines[0][0] <= now_ts:
             _, id_ = heapq.heappop(self._deadlines)
-            if id_ in self._redacted and self._redacted[id_] <= now_ts:
-                del self._redacted[id_]
             if id_ in self._events and self._events[id_].expires_ts <= now_ts:
                 expired[id_] = self._events[id_]
+        while self._redacted and next(iter(self._redacted.values())) <= now_ts:
+            self._redacted.popitem(last=False)
         return self._swap(list(expired.values()), [])
 
     @property
     def next_expiry_ts(self) -> int | None:
         """Before this, :meth:`expire` has nothing to do; None if nothing is there to expire."""
-        return self._deadlines[0][0] if self._deadlines else None
+        first_event = [ts for ts, _ in self._deadlines[:1]]
+        first_redaction = itertools.islice(self._redacted.values(), 1)
+        return min([*first_event, *first_redaction], default=None)
 
     def entries(self, room_id: str, now_ts: int, type: str | None = None) -> list[Entry]:
         """Return the values in a room, or those of one type, in a fixed order.

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from immutabledict import immutabledict
 
-from synapse_sticky.ephemeral_map import Change, Entry, EphemeralMap
+from synapse_sticky.ephemeral_map import MAX_REDACTED, Change, Entry, EphemeralMap
 from tests.javascript.histories import play_here, values_of, without_removals
 from tests.javascript.sdk import RECORDED
 
@@ -591,3 +591,30 @@ def test_the_same_values_as_matrix_js_sdk() -> None:
         history, answer = json.loads(line)
         theirs = [without_removals(values) for values in values_of(answer)]
         assert play_here(history) == theirs
+
+
+def kept(map_: EphemeralMap) -> int:
+    """How many things the map remembers."""
+    return sum(len(getattr(map_, name)) for name in ("_events", "_redacted", "_deadlines"))
+
+
+def test_a_redaction_is_remembered_once() -> None:
+    # M2: a client may get each of them again and again
+    map_ = EphemeralMap()
+    for number in range(1_000):
+        map_.redact(ROOM, "$a", NOW_TS + number)
+    assert kept(map_) == 1
+    assert map_.next_expiry_ts == NOW_TS + HOUR_MS
+    assert map_.add(ROOM, sticky("$a"), NOW_TS + 1_000) == []
+
+
+def test_so_many_redactions_are_remembered() -> None:
+    # M2
+    map_ = EphemeralMap()
+    for number in range(MAX_REDACTED + 500):
+        map_.redact(ROOM, f"${number}", NOW_TS)
+    assert kept(map_) == MAX_REDACTED
+    for number in (500, MAX_REDACTED + 499):
+        assert map_.add(ROOM, sticky(f"${number}"), NOW_TS) == []
+    map_.expire(NOW_TS + HOUR_MS)
+    assert kept(map_) == 0
