@@ -252,3 +252,15 @@ class UnreadableBundles(_Saboteur):
 
         store: Any = EventsWorkerStore
         store.get_events_as_list = get_events_as_list
+
+
+class FewRoomsRemembered(_Saboteur):
+    """The module forgets the state of a room as soon as it reads that of another."""
+
+    @staticmethod
+    def parse_config(config: Any) -> None:
+        from synapse_sticky.seams import room_state
+
+        constants: Any = room_state
+        assert constants._MAX_ROOMS > 1
+        constants._MAX_ROOMS = 1

@@ -138,11 +138,13 @@ def values(homeserver: Homeserver, process: str = "main") -> dict[str, float]:
     return found
 
 
-def wait_for_values(homeserver: Homeserver, expected: Mapping[str, float]) -> None:
-    """Wait until metrics have these values."""
+def wait_for_values(
+    homeserver: Homeserver, expected: Mapping[str, float], process: str = "main"
+) -> None:
+    """Wait until metrics of a process have these values."""
 
     def are_there() -> bool:
-        now = values(homeserver)
+        now = values(homeserver, process)
         found = {name: now.get(name) for name in expected}
         assert found == expected
         return True
@@ -327,6 +329,39 @@ def test_they_follow_what_servers_do(make_homeserver: MakeHomeserver) -> None:
     send_sticky(alice, room, 3)
     wait_for_values(homeserver, {"owed_events": 6})
     assert values(homeserver)["accepted_by_servers_total module"] == 2
+
+
+def test_events_beyond_capacity_are_counted_once(
+    make_homeserver: MakeHomeserver, remote: RemoteServer
+) -> None:
+    # A1: with several writers, events are read twice
+    homeserver = make_homeserver(
+        "workers",
+        federation=True,
+        extra_config=ENABLED,
+        module_config={
+            "max_held_per_server": 3,
+            "remote_rate_limit": {"per_second": 0.001, "burst_count": 2},
+        },
+    )
+    homeserver.start()
+    alice = homeserver.register()
+    rooms = [alice.create_room(preset="public_chat") for _ in range(4)]
+    for room in rooms:
+        carol = remote.join(homeserver, room, "carol")
+        came = [remote.send_event(room, carol, **sticky()).event_id for _ in range(9)]
+        eventually(lambda e=came[-1]: _has(homeserver, e), what="the last one")  # type: ignore[misc]
+        eventually(lambda e=came[4]: is_recorded(homeserver, e), what="what is recorded")  # type: ignore[misc]
+    # Both writers go on, so that what lies before is read once more.
+    for room in rooms:
+        (last,) = send_sticky(alice, room)
+        eventually(lambda e=last: is_recorded(homeserver, e), what="more")  # type: ignore[misc]
+    expected = {"over_capacity_total": 16, "held_events over_rate": 12}
+    wait_for_values(homeserver, expected, BACKGROUND_WORKER)
+
+
+def _has(homeserver: Homeserver, event_id: str) -> bool:
+    return bool(homeserver.query("SELECT 1 FROM events WHERE event_id = ?", event_id))
 
 
 def _status_of_send(client: Client, room: str) -> int:

@@ -12,8 +12,10 @@ from tests.support import (
     MakeHomeserver,
     follow,
     ids,
+    is_recorded,
     quiet_token,
     reasons,
+    sabotage,
     section_ids,
     send_plain,
     send_sticky,
@@ -167,3 +169,19 @@ def test_visibility_is_not_lifted_while_off(
         eventually(lambda u=url: section_ids(dora.via(u), hidden) == [], 10, "held")  # type: ignore[misc]
         with pytest.raises(MatrixError, match="M_NOT_FOUND"):
             dora.via(url).event(hidden, sent)
+
+
+def test_redacted_settings_of_a_room_that_was_forgotten(make_homeserver: MakeHomeserver) -> None:
+    # A4: processes remember the state of so many rooms only
+    homeserver = make_homeserver()
+    sabotage(homeserver, "FewRoomsRemembered")
+    homeserver.start()
+    alice = homeserver.register()
+    room, other = alice.create_room(), alice.create_room()
+    sent = send_sticky(alice, room)
+    settings = switch(alice, room, {"enabled": False})
+    eventually(lambda: reasons(homeserver, sent[0]) == ["switched_off"], 10, "held")
+    (elsewhere,) = send_sticky(alice, other)
+    eventually(lambda: is_recorded(homeserver, elsewhere), 10, "another room")
+    alice.redact(room, settings)
+    eventually(lambda: section_ids(alice, room) == sent, 10, "delivered")

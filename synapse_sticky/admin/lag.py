@@ -16,7 +16,7 @@ from synapse_sticky.storage.store import StickyStore
 _STEP: Final = 5_000
 """How much of a stream one transaction reads."""
 
-_NOTHING_ELSE: Final = Watched(frozenset(), (), frozenset(), ())
+_NOTHING_ELSE: Final = Watched(frozenset(), (), frozenset(), False)
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)

@@ -109,6 +109,8 @@ class Indexer:
         self._last_release_ts = 0
         # How many events were not recorded since that was last said.
         self._beyond = 0
+        # Which ones are still to be read a second time, and up to where they were read.
+        self._left_out: dict[str, Bounds] = {}
         self._ordinary: set[int] | None = None
         self._has_caught_up = False
 
@@ -196,6 +198,13 @@ class Indexer:
     def _advance(self, read: Bounds) -> None:
         """The streams are read as far as that, and what matters of it is in the index."""
         self._read = read
+        oldest = next(iter(self._left_out.values()), None)
+        if oldest is not None and read.cover_all_of(oldest):
+            self._left_out = {
+                event_id: found_in
+                for event_id, found_in in self._left_out.items()
+                if not read.cover_all_of(found_in)
+            }
         self._reader.note_read(read)
 
     def run_now(self) -> None:
@@ -345,20 +354,25 @@ class Indexer:
         ranges = list(pending_ranges(self._read, bounds))
         if not ranges:
             return
-        settings = self._room_state.settings_events
-        watched = Watched(self._rechecks.rooms, STATE_TYPES, self._reviews.rooms, settings)
+        redactions = self._room_state.has_seen_settings
+        watched = Watched(self._rechecks.rooms, STATE_TYPES, self._reviews.rooms, redactions)
         found = await self._tables.find(ranges, self._now_ts(), watched)
         changed = {
             change.room_id
             for change in found.state_changes
             if change.type in STATE_TYPES and change.room_id in self._reviews.rooms
         }
-        changed |= {settings[event_id] for event_id in found.redacted if event_id in settings}
+        changed |= {state.room_id for state in found.redacted}
         # Synapse's own news of these may still be on their way to this process.
-        self._room_state.forget(changed, found.redacted)
+        self._room_state.forget(changed, [state.event_id for state in found.redacted])
         self._reviews.add_rooms(changed)
         # The others are of a range that was read before.
-        fresh = [c for c in found.candidates if not self._reader.index.knows(c.event_id)]
+        fresh = [
+            candidate
+            for candidate in found.candidates
+            if not self._reader.index.knows(candidate.event_id)
+            and candidate.event_id not in self._left_out
+        ]
         joins = await self._mattering_joins(found.joins, fresh)
         passing = await self._rechecks.passing(self._rechecks.affected(found.state_changes))
         rejudged = await self._accepted(passing) if passing else []
@@ -414,12 +428,12 @@ class Indexer:
         servers: Collection[ServerInRoom] = (),
     ) -> None:
         admitted: list[Admitted] = []
+        left_out: list[str] = []
         soft_failed: list[RecordedEvent] = []
         for candidate in candidates:
             reasons = await self._admission.reasons(candidate)
             if reasons is None:
-                self._beyond += 1
-                self._metrics.count(OVER_CAPACITY)
+                left_out.append(candidate.event_id)
                 continue
             admitted.append(Admitted(candidate, reasons, self._is_owed(candidate)))
             if HeldReason.SOFT_FAILED.value in reasons:
@@ -439,6 +453,7 @@ class Indexer:
         )
         self._last_position = position
         self._stored_events_bound = read.events
+        self._note_left_out(left_out, read)
         self._reviews.note(admitted)
         if last_position is not None:
             self._measure(admitted)
@@ -466,6 +481,13 @@ class Indexer:
             passing = await self._rechecks.passing(soft_failed)
             if passing:
                 await self._record([], [], await self._accepted(passing), read, self._last_position)
+
+    def _note_left_out(self, event_ids: Sequence[str], read: Bounds) -> None:
+        """Count the events that were not recorded, each once even if it is read twice."""
+        self._beyond += len(event_ids)
+        self._metrics.count(OVER_CAPACITY, len(event_ids))
+        if len(self._left_out) < _STEP:
+            self._left_out.update(dict.fromkeys(event_ids, read))
 
     def _measure(self, admitted: Iterable[Admitted]) -> None:
         now_ts = self._now_ts()

@@ -39,6 +39,12 @@ class Bounds:
             return stream_ordering >= min(self.backfill, self.backfill_by_writer.get(writer, 0))
         return stream_ordering <= max(self.events, self.events_by_writer.get(writer, 0))
 
+    def cover_all_of(self, other: "Bounds") -> bool:
+        """Whether the scalar bounds lie beyond all bounds of others, those of writers included."""
+        newest = max([other.events, *other.events_by_writer.values()])
+        oldest = min([other.backfill, *other.backfill_by_writer.values()])
+        return self.events >= newest and self.backfill <= oldest
+
     def joined(self, other: "Bounds") -> "Bounds":
         """Return the further one of each of these bounds and others."""
         return Bounds(

@@ -74,19 +74,27 @@ class StateChange:
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
+class RedactedState:
+    """An event of a room's current state that was redacted, which does not change the state."""
+
+    room_id: str
+    event_id: str
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
 class Watched:
     """What is looked for in Synapse's streams beside sticky events and joins.
 
     Attributes:
         rooms: in these, every change of the current state.
         types: of state, whose changes are looked for in ``rooms_for_types``.
-        events: redactions of these.
+        redactions: whether redactions of that state are looked for too.
     """
 
     rooms: Set[str]
     types: Collection[str]
     rooms_for_types: Set[str]
-    events: Collection[str]
+    redactions: bool
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -94,7 +102,7 @@ class StreamContents:
     """The sticky events, joins and changes of state in some ranges of Synapse's streams.
 
     Attributes:
-        redacted: the IDs of watched events that were redacted.
+        redacted: the watched state that was redacted.
         has_others: whether there are events that a response may take for sticky ones, which
             they are no longer.
     """
@@ -102,5 +110,5 @@ class StreamContents:
     candidates: list[Candidate]
     joins: list[SeenJoin]
     state_changes: list[StateChange]
-    redacted: list[str]
+    redacted: list[RedactedState]
     has_others: bool

@@ -39,8 +39,7 @@ class RoomState:
     """Reads the current state of rooms by key, and remembers which events that is.
 
     Attributes:
-        settings_events: the events with the settings of rooms, as far as they were read, each
-            with its room.
+        has_seen_settings: whether any of the rooms that were read had settings.
     """
 
     def __init__(self, hs: HomeServer, tables: SynapseTables) -> None:
@@ -52,7 +51,7 @@ class RoomState:
         require(self._store, "_curr_state_delta_stream_cache")
         self._changes = self._store._curr_state_delta_stream_cache
         require(self._changes, "has_entity_changed", "entity", "stream_pos")
-        self.settings_events: dict[str, str] = {}
+        self.has_seen_settings = False
         # By room: up to where its state was read, and the IDs of the events.
         self._known: dict[str, tuple[int, dict[tuple[str, str], str]]] = {}
 
@@ -92,10 +91,6 @@ class RoomState:
         event_ids = await self._tables.get_state_ids(room_id, _KEYS)
         if len(self._known) >= _MAX_ROOMS:
             self._known.clear()
-            self.settings_events.clear()
-        if known is not None:
-            self.settings_events.pop(known[1].get(_SETTINGS, ""), None)
-        if _SETTINGS in event_ids:
-            self.settings_events[event_ids[_SETTINGS]] = room_id
+        self.has_seen_settings = self.has_seen_settings or _SETTINGS in event_ids
         self._known[room_id] = (read_up_to, event_ids)
         return event_ids

@@ -16,6 +16,7 @@ from synapse_sticky.seams.bounds import Range, Stream
 from synapse_sticky.seams.checks import misfit
 from synapse_sticky.seams.contents import (
     Candidate,
+    RedactedState,
     SeenJoin,
     ServerInRoom,
     StateChange,
@@ -103,7 +104,7 @@ class SynapseTables:
             found: list[Row] = []
             joins: list[SeenJoin] = []
             state_changes: list[StateChange] = []
-            redacted: list[str] = []
+            redacted: list[RedactedState] = []
             for part in ranges:
                 if part.stream is Stream.UN_PARTIAL_STATED:
                     found += _find_un_partial_stated(txn, part, now_ts)
@@ -111,8 +112,8 @@ class SynapseTables:
                 found += _find_events(txn, part, now_ts)
                 found += _find_ex_outliers(txn, part, now_ts)
                 if part.stream is Stream.EVENTS:
-                    if watched.events:
-                        redacted += _find_redacted(txn, part, watched.events)
+                    if watched.redactions:
+                        redacted += _find_redacted(txn, part, watched)
                     if not _has_state_changes(txn, part):
                         continue
                     joins += _find_joins(
@@ -345,13 +346,19 @@ def _find_state_changes(
     ]
 
 
-def _find_redacted(txn: LoggingTransaction, part: Range, events: Collection[str]) -> list[str]:
+def _find_redacted(txn: LoggingTransaction, part: Range, watched: Watched) -> list[RedactedState]:
     txn.execute(
-        "SELECT r.redacts FROM redactions AS r INNER JOIN events AS e USING (event_id) "
+        "SELECT c.room_id, c.event_id, c.type FROM events AS e "
+        "INNER JOIN redactions AS r ON r.event_id = e.event_id "
+        "INNER JOIN current_state_events AS c ON c.event_id = r.redacts "
         f"WHERE {_in_range('e.stream_ordering', part)} AND {_of_writer('e', part)}",
         _range_arguments(part),
     )
-    return [event_id for (event_id,) in txn.fetchall() if event_id in events]
+    return [
+        RedactedState(room_id, event_id)
+        for room_id, event_id, kind in txn.fetchall()
+        if room_id in watched.rooms_for_types and kind in watched.types
+    ]
 
 
 def unset_soft_failed(txn: LoggingTransaction, event_id: str) -> None:
@@ -396,7 +403,7 @@ def _candidates(rows: Sequence[Row], now_ts: int) -> tuple[list[Candidate], bool
             flags = json.loads(metadata)
         except ValueError:
             # What Synapse itself cannot read is no sticky event.
-            logger.warning("Cannot read the JSON of event %s; treating it as ordinary", event_id)
+            logger.warning("Cannot read the JSON of event %r; treating it as ordinary", event_id)
             continue
         duration_ms = stickiness.effective_duration_ms(sticky)
         if duration_ms is None:
