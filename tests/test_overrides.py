@@ -116,6 +116,24 @@ def test_a_server(
     shows(homeserver, bob, room, [first, second])
 
 
+def test_a_server_however_its_name_is_written(
+    homeserver: Homeserver, admin: Client, bob: Client, remote: RemoteServer, room: str
+) -> None:
+    # A6: as in DNS, and in server ACLs; what is there and what comes
+    remote.server_name = f"LocalHost:{remote.port}"
+    carol = remote.join(homeserver, room, "carol")
+    first = remote.send_event(room, carol, **sticky()).event_id
+    shows(homeserver, bob, room, [first])
+    decide(admin, "servers", f"lOCALHOST:{remote.port}", False)
+    for name in (remote.server_name, f"localhost:{remote.port}"):
+        assert admin.request("GET", f"{API}/servers/{quote(name)}/settings")["enabled"] is False
+    eventually(lambda: reasons(homeserver, first) == ["server_blocked"], 10, "held")
+    second = remote.send_event(room, carol, **sticky()).event_id
+    eventually(lambda: reasons(homeserver, second) == ["server_blocked"], 10, "held")
+    decide(admin, "servers", f"localhost:{remote.port}", None)
+    shows(homeserver, bob, room, [first, second])
+
+
 def test_two_reasons(
     homeserver: Homeserver, admin: Client, alice: Client, bob: Client, room: str
 ) -> None:
@@ -161,3 +179,21 @@ def test_while_nobody_gives_out_positions(make_homeserver: MakeHomeserver) -> No
     assert section_ids(alice, room) == []
     decide(admin, "rooms", room, None)
     shows(homeserver, alice, room, sent)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_decisions_that_have_ended_are_deleted(make_homeserver: MakeHomeserver, kind: str) -> None:
+    # A6: one that was renewed in time goes on
+    homeserver = make_homeserver(kind, module_config={"cleanup_interval": "1s"})
+    homeserver.start()
+    admin = homeserver.register(admin=True)
+    for server_name in ("ended.example", "renewed.example"):
+        decide(admin, "servers", server_name, False, until_ts=now_ms() + 3_000)
+    decide(admin, "servers", "renewed.example", False, until_ts=now_ms() + 3_600_000)
+    decide(admin, "servers", "endless.example", False)
+    query = "SELECT subject FROM synapse_sticky_overrides ORDER BY subject"
+    everything = [("ended.example",), ("endless.example",), ("renewed.example",)]
+    assert homeserver.query(query) == everything
+    eventually(lambda: homeserver.query(query) == everything[1:], 10, "only the others")
+    path = f"{API}/servers/renewed.example/settings"
+    assert admin.request("GET", path)["enabled"] is False

@@ -3,7 +3,6 @@
 
 import json
 import logging
-import re
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from importlib.resources import files
@@ -19,7 +18,7 @@ from synapse_sticky.admin import decisions
 from synapse_sticky.admin.decisions import BadBody, BadValue, Decision
 from synapse_sticky.admin.lag import Lag
 from synapse_sticky.control.overrides import Kind, Override
-from synapse_sticky.control.settings import DecidedBy, Settings
+from synapse_sticky.control.settings import DecidedBy, Settings, subject_of_server
 from synapse_sticky.ephemeral_map import Entry, EphemeralMap
 from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.checks import NEWEST_TESTED_SYNAPSE, synapse_version
@@ -33,8 +32,6 @@ logger = logging.getLogger(__name__)
 _MAX_ID_LENGTH: Final = 255
 _BATCH: Final = 500
 """How many events are read at a time."""
-
-_CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -248,7 +245,8 @@ class AdminApi:
     async def put_server_settings(self, request: AdminRequest, server_name: str) -> JsonDict:
         """Block another server, or not any more."""
         self._check_server_name(server_name)
-        await self._decide(request, Kind.SERVER, server_name, self._of_sender)
+        subject = subject_of_server(server_name)
+        await self._decide(request, Kind.SERVER, subject, self._of_sender)
         return _describe_sender(self._settings.block_of_server(server_name))
 
     def _of_sender(self, body: JsonDict) -> Decision:
@@ -272,7 +270,8 @@ class AdminApi:
             override = Override(decision.enabled, decision.reason, decision.until_ts)
         await self._settings.overrides.decide(kind, subject, override)
         logger.info(
-            "%s decided on sticky events of %s %s: enabled=%s reason=%r until_ts=%s",
+            # Room IDs of other servers may hold anything, such as the end of a line.
+            "%s decided on sticky events of %s %r: enabled=%s reason=%r until_ts=%s",
             request.user_id,
             kind.value,
             subject,
@@ -282,15 +281,15 @@ class AdminApi:
         )
 
     def _check_user_id(self, user_id: str) -> None:
-        if not UserID.is_valid(user_id) or not _is_plain(user_id):
+        if not UserID.is_valid(user_id) or not _is_storable(user_id):
             raise _bad_id("user_id", "must be the ID of a user")
         if not self._api.is_mine(user_id):
             raise _bad_id("user_id", "must be of this server; others are blocked as a server")
 
     def _check_server_name(self, server_name: str) -> None:
-        if not is_server_name(server_name) or not _is_plain(server_name):
+        if not is_server_name(server_name) or not _is_storable(server_name):
             raise _bad_id("server_name", "must be the name of a server")
-        if server_name == self._api.server_name:
+        if subject_of_server(server_name) == subject_of_server(self._api.server_name):
             raise _bad_id("server_name", "must be that of another server")
 
 
@@ -302,12 +301,12 @@ def read_openapi() -> JsonDict:
 
 
 def _check_room_id(room_id: str) -> None:
-    if not RoomID.is_valid(room_id) or not _is_plain(room_id):
+    if not RoomID.is_valid(room_id) or not _is_storable(room_id):
         raise _bad_id("room_id", "must be the ID of a room")
 
 
-def _is_plain(name: str) -> bool:
-    return len(name.encode()) <= _MAX_ID_LENGTH and not _CONTROL_CHARACTERS.search(name)
+def _is_storable(name: str) -> bool:
+    return len(name.encode()) <= _MAX_ID_LENGTH and "\0" not in name
 
 
 def _bad_id(name: str, problem: str) -> SynapseError:

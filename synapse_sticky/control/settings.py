@@ -72,7 +72,16 @@ class Settings:
 
     def block_of_server(self, server_name: str) -> Override | None:
         """Return the decision that stops a server's sticky events, if there is one."""
-        return _if_off(self.overrides.get(Kind.SERVER, server_name))
+        return _if_off(self.overrides.get(Kind.SERVER, subject_of_server(server_name)))
+
+
+def subject_of_server(server_name: str) -> str:
+    """Return the name under which a server is decided on.
+
+    To Matrix two names that differ in case are two servers, but they lead to the same host.
+    Whoever blocks one means the other too, as in server ACLs.
+    """
+    return server_name.lower()
 
 
 def _if_off(override: Override | None) -> Override | None:

@@ -39,8 +39,8 @@ class Reviews:
         self._due.add(("e.sender = ?", (user_id,)))
 
     def add_server(self, server_name: str) -> None:
-        """Judge the events of a server's users again."""
-        self._due.add(("e.sender LIKE ?", (f"%:{server_name}",)))
+        """Judge the events of a server's users again, however its name is written."""
+        self._due.add(("LOWER(e.sender) LIKE ?", (f"%:{server_name.lower()}",)))
 
     def add_everything(self) -> None:
         """Judge all events again."""

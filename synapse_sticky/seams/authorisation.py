@@ -59,7 +59,7 @@ class CurrentStateCheck:
         if isinstance(error, self._store.database_engine.module.Error):
             # That is the database, not the event: try again later.
             raise error
-        logger.warning("Cannot read event %s: %s; it stays held", event_id, type(error).__name__)
+        logger.warning("Cannot read event %r: %s; it stays held", event_id, type(error).__name__)
 
     async def _allows(self, event_id: str) -> bool:
         event = await self._store.get_event(event_id, allow_none=True)
@@ -81,7 +81,7 @@ class CurrentStateCheck:
             check_state_dependent_auth_rules(event, [known[key] for key in types if key in known])
         except Exception as error:
             if not isinstance(error, AuthError):
-                logger.info("Event %s cannot be authorised: %s", event_id, type(error).__name__)
+                logger.info("Event %r cannot be authorised: %s", event_id, type(error).__name__)
             return False
         return True
 

@@ -301,7 +301,7 @@ class Looper:
         try:
             server_names = await self._federation.servers_in_room(room_id)
         except Exception:
-            logger.exception("Cannot find out who is in room %s; trying again", room_id)
+            logger.exception("Cannot find out who is in room %r; trying again", room_id)
             return
         self._rooms_to_look_into.discard(room_id)
         for server_name in server_names:
@@ -637,7 +637,7 @@ class Looper:
             self._metrics.count(PAYMENTS, len(given_up), outcome="given_up")
             self._ledger.settle(server_name, room_id, given_up)
             logger.warning(
-                "%s does not get %d sticky events of room %s and is not sent them again: %s",
+                "%s does not get %d sticky events of room %r and is not sent them again: %s",
                 server_name,
                 len(given_up),
                 room_id,

@@ -267,7 +267,7 @@ class StickyStore:
         )
 
     async def delete_expired(self, now_ts: int) -> tuple[int, dict[str, int]]:
-        """Delete what has expired.
+        """Delete what has expired, and the decisions of admins that have ended.
 
         Returns:
             How many events that were, and how many of them were still held, by reason.
@@ -283,6 +283,7 @@ class StickyStore:
             held = dict(txn.fetchall())
             for table in ("synapse_sticky_joins", "synapse_sticky_watermarks"):
                 txn.execute(f"DELETE FROM {table} WHERE expires_ts <= ?", (now_ts,))
+            txn.execute("DELETE FROM synapse_sticky_overrides WHERE until_ts <= ?", (now_ts,))
             txn.execute(
                 "DELETE FROM synapse_sticky_held WHERE event_id IN "
                 "(SELECT event_id FROM synapse_sticky_events WHERE expires_ts <= ?)",

@@ -1,6 +1,7 @@
 """What the package may import, and where it spells things out."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -260,3 +261,19 @@ def test_what_counts_as_internal(source: str, expected: set[str]) -> None:
 )
 def test_what_counts_as_spelled_out(source: str, expected: set[str]) -> None:
     assert _spelled_out(ast.parse(source)) == expected
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_one_line_of_the_log_stays_one(path: Path) -> None:
+    """IDs of rooms and events are what other servers like: ``%r`` shows the end of a line."""
+    for call in ast.walk(_tree(path)):
+        if (
+            isinstance(call, ast.Call)
+            and isinstance(call.func, ast.Attribute)
+            and getattr(call.func.value, "id", "") == "logger"
+            and isinstance(call.args[0], ast.Constant)
+        ):
+            formats = re.findall(r"%[-.0-9]*([a-z])", str(call.args[0].value))
+            for conversion, argument in zip(formats, call.args[1:], strict=True):
+                if re.search(r"(room_id|event_id|subject)$", ast.unparse(argument)):
+                    assert conversion == "r", ast.unparse(call)
