@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks import latency, new_server, plot, report, watermarks
+from benchmarks import flood, latency, new_server, plot, report, watermarks
 from benchmarks.clock import machine_busy_s, own_cpu_s
 from benchmarks.growth import growing_servers, growth_scenarios
 from benchmarks.measure import Measurement, Scenario, measure, measure_idleness
@@ -38,6 +38,7 @@ class Extent:
         payments: how often a server joins that is owed sticky events.
         payment_events: how many.
         pairs: of a sticky event and a plain one, whose way from one reader to another is timed.
+        flood: how many events a server floods a room with.
     """
 
     rounds: int
@@ -51,14 +52,15 @@ class Extent:
     payments: int
     payment_events: int
     pairs: int
+    flood: int
 
 
-FULL: Final = Extent(40, 10, 58, 200, 200, [0, 1_000, 10_000, 100_000], 5, 6, 5, 1_000, 400)
-QUICK: Final = Extent(5, 5, 20, 40, 40, [0, 1_000, 100_000], 2, 2, 2, 200, 60)
-SECTIONS: Final = (new_server.KEY, watermarks.KEY, latency.KEY)
+FULL: Final = Extent(40, 10, 58, 200, 200, [0, 1_000, 10_000, 100_000], 5, 6, 5, 1_000, 400, 10_000)
+QUICK: Final = Extent(5, 5, 20, 40, 40, [0, 1_000, 100_000], 2, 2, 2, 200, 60, 2_000)
+SECTIONS: Final = (new_server.KEY, watermarks.KEY, latency.KEY, flood.KEY)
 """What needs several homeservers, and can be measured without the rest."""
 # How much longer than others these may take.
-_PATIENCE: Final = {new_server.KEY: 5, watermarks.KEY: 3, latency.KEY: 10}
+_PATIENCE: Final = {new_server.KEY: 5, watermarks.KEY: 3, latency.KEY: 10, flood.KEY: 0}
 
 
 class Run:
@@ -110,6 +112,9 @@ class Run:
             elif key == latency.KEY:
                 self._progress.line("Sending from one reader to another")
                 section = latency.measure_latency(directory, extent.pairs, budget_s, self._progress)
+            elif key == flood.KEY:
+                self._progress.line("Flooding a room")
+                section = flood.measure_flood(directory, extent.flood, self._progress)
             else:
                 self._progress.line("Sending to many servers")
                 measured, section = watermarks.measure_watermarks(

@@ -5,24 +5,22 @@ Nine processes with PostgreSQL and Redis. A sticky event and a plain one are sen
 """
 
 import contextlib
-import http.client
-import json
 import random
 import statistics
-import threading
 import time
 import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from benchmarks.listener import Listener, Wire
 from benchmarks.progress import Progress
 from benchmarks.ratio import Ratio, ratio_of_medians
 from benchmarks.results import Section, Target, at_most
 from benchmarks.scenarios import STICKY_MS
 from benchmarks.server import OWN, STICKY, Server
-from harness.client import STICKY_PARAMETER, Client
+from harness.client import STICKY_PARAMETER
 from harness.postgres import PostgresServer
 from harness.redis import RedisServer
 
@@ -32,8 +30,6 @@ _MIN_PAIRS: Final = 50
 _KINDS: Final = (STICKY, OWN)
 # By then all processes have done what an event gives them to do.
 _PAUSE_S: Final = 0.12
-_PATIENCE_S: Final = 20
-_POLL_MS: Final = 30_000
 _PLAIN: Final = "m.room.message"
 # What the filter leaves out of the timeline, where it is to leave out sticky events.
 _HIDDEN: Final = "org.example.hidden"
@@ -108,8 +104,9 @@ def _measure(
     order = random.Random(case)
     result = Latencies()
     sending, receiving = server.client_urls
-    with _Listener(reader, receiving, case) as listener:
-        wire = _Wire(sender, sending)
+    timeline = {"not_types": [_HIDDEN]} if case == _SECTION else {}
+    with Listener(reader, receiving, timeline) as listener:
+        wire = Wire(sender, sending)
         for number in range(-_WARM_UP_PAIRS, pairs):
             if number >= _MIN_PAIRS and time.monotonic() > deadline:
                 break
@@ -125,7 +122,7 @@ def _measure(
     return result
 
 
-def _send(wire: "_Wire", room_id: str, name: str, case: str, sticky: bool) -> str:
+def _send(wire: Wire, room_id: str, name: str, case: str, sticky: bool) -> str:
     event_type = _HIDDEN if sticky and case == _SECTION else _PLAIN
     path = (
         f"/_matrix/client/v3/rooms/{urllib.parse.quote(room_id)}"
@@ -136,78 +133,6 @@ def _send(wire: "_Wire", room_id: str, name: str, case: str, sticky: bool) -> st
     body = {"msgtype": "m.text", "body": f"This is message {name} of the benchmark"}
     event_id: str = wire.exchange("PUT", path, body)["event_id"]
     return event_id
-
-
-class _Wire:
-    """One connection of a client to one process, kept open."""
-
-    def __init__(self, client: Client, url: str) -> None:
-        self._headers = {"Authorization": f"Bearer {client.access_token}"}
-        address = urllib.parse.urlsplit(url).netloc
-        self._connection = http.client.HTTPConnection(address, timeout=_POLL_MS / 1e3 + 30)
-
-    def exchange(self, method: str, path: str, body: Any = None) -> Any:
-        """One request and its parsed answer."""
-        content = None if body is None else json.dumps(body).encode()
-        self._connection.request(method, path, content, self._headers)
-        response = self._connection.getresponse()
-        answer = response.read()
-        assert response.status == 200, f"{method} {path}: {response.status} {answer!r}"
-        return json.loads(answer)
-
-    def close(self) -> None:
-        """Let go of the connection."""
-        self._connection.close()
-
-
-class _Listener:
-    """A client that long-polls `/sync`, and notes when each event arrived. Use it with `with`."""
-
-    def __init__(self, client: Client, url: str, case: str) -> None:
-        self._wire = _Wire(client, url)
-        self._arrivals: dict[str, float] = {}
-        self._arrived = threading.Condition()
-        self._ended = False
-        timeline = {"not_types": [_HIDDEN]} if case == _SECTION else {}
-        self._filter = json.dumps({"room": {"timeline": timeline}})
-        self._since = self._sync(timeout_ms=0)
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> "_Listener":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        # The thread ends with the answer to its last request, which nobody waits for.
-        self._ended = True
-
-    def arrival(self, event_id: str) -> float:
-        """When an event arrived; waits for it."""
-        with self._arrived:
-            arrived = self._arrived.wait_for(lambda: event_id in self._arrivals, _PATIENCE_S)
-        assert arrived, f"{event_id} has not arrived within {_PATIENCE_S} s"
-        return self._arrivals[event_id]
-
-    def _run(self) -> None:
-        with contextlib.suppress(http.client.HTTPException, OSError):
-            while not self._ended:
-                self._since = self._sync(_POLL_MS, self._since)
-
-    def _sync(self, timeout_ms: int, since: str | None = None) -> str:
-        parameters = {"timeout": str(timeout_ms), "filter": self._filter}
-        if since is not None:
-            parameters["since"] = since
-        path = f"/_matrix/client/v3/sync?{urllib.parse.urlencode(parameters)}"
-        answer = self._wire.exchange("GET", path)
-        now = time.perf_counter()
-        with self._arrived:
-            for room in answer.get("rooms", {}).get("join", {}).values():
-                sections = (room.get("timeline", {}), room.get("msc4354_sticky", {}))
-                for event in [e for section in sections for e in section.get("events", ())]:
-                    self._arrivals.setdefault(event["event_id"], now)
-            self._arrived.notify_all()
-        next_batch: str = answer["next_batch"]
-        return next_batch
 
 
 def _section(results: dict[tuple[str, str], Latencies]) -> Section:
