@@ -43,6 +43,7 @@ from synapse_sticky.hooks.visibility import (
 )
 from synapse_sticky.noticing.admission import Admission
 from synapse_sticky.noticing.announcements import Announcements
+from synapse_sticky.noticing.backlog import Backlog
 from synapse_sticky.noticing.indexer import Indexer
 from synapse_sticky.noticing.rechecks import Rechecks
 from synapse_sticky.noticing.reviews import Reviews
@@ -201,16 +202,18 @@ class StickyEventsModule:
                 Limiter(hs, "sticky_remote", limit) if limit is not None else None,
                 config.max_held_per_server,
             )
+            admission = Admission(check, self._settings, throttle, api.is_mine)
+            reviews, rechecks = Reviews(), Rechecks(check)
             indexer = Indexer(
                 api,
                 clock,
                 store,
                 tables,
                 bounds,
-                Admission(check, self._settings, throttle, api.is_mine),
-                Rechecks(check),
-                Reviews(),
-                throttle,
+                admission,
+                rechecks,
+                reviews,
+                Backlog(clock, store, admission, throttle, reviews, rechecks),
                 room_state,
                 Announcements(api, clock, store, messenger),
                 reader,

@@ -4,6 +4,7 @@ Copied into a homeserver's directory, which is where Synapse finds it.
 """
 
 import logging
+from collections.abc import Collection
 from typing import Any
 
 from synapse.module_api import ModuleApi
@@ -17,10 +18,11 @@ class ShowChecks:
     """To be loaded before the module."""
 
     def __init__(self, config: dict[str, Any], api: ModuleApi) -> None:
-        allows = CurrentStateCheck.allows
+        allowed = CurrentStateCheck.allowed
 
-        async def shown(self: CurrentStateCheck, event_id: str) -> bool:
-            logger.info("Checked: %s", event_id)
-            return await allows(self, event_id)
+        async def shown(self: CurrentStateCheck, event_ids: Collection[str]) -> set[str]:
+            for event_id in event_ids:
+                logger.info("Checked: %s", event_id)
+            return await allowed(self, event_ids)
 
-        CurrentStateCheck.allows = shown  # type: ignore[method-assign]
+        CurrentStateCheck.allowed = shown  # type: ignore[method-assign]

@@ -47,6 +47,8 @@ _DECIDED: Final = frozenset(
 )
 """The reasons that follow from what admins have decided."""
 
+_NONE: Final[frozenset[str]] = frozenset()
+
 
 class Admission:
     """Decide on candidates, one at a time, and again on what was recorded."""
@@ -68,7 +70,8 @@ class Admission:
 
         None if it is beyond what is held of its server: then it stays an ordinary event.
         """
-        reasons = set(await self._decided(candidate.room_id, candidate.sender))
+        reasons = set(await self._decided_for_room(candidate.room_id))
+        reasons |= self._decided_for_sender(candidate.sender)
         found = await self._found(candidate)
         if found is not None:
             reasons.add(found.value)
@@ -83,27 +86,28 @@ class Admission:
 
     async def rejudge(self, events: Iterable[RecordedEvent]) -> list[Rejudged]:
         """Return those of these events that are held for other reasons now, or for none."""
-        decided: dict[tuple[str, str], frozenset[str]] = {}
+        by_room: dict[str, frozenset[str]] = {}
         rejudged = []
         for event in events:
-            key = (event.room_id, event.sender)
-            if key not in decided:
-                decided[key] = await self._decided(*key)
-            reasons = (event.reasons - _DECIDED) | decided[key]
+            if event.room_id not in by_room:
+                by_room[event.room_id] = await self._decided_for_room(event.room_id)
+            decided = by_room[event.room_id] | self._decided_for_sender(event.sender)
+            reasons = (event.reasons - _DECIDED) | decided
             if reasons != event.reasons:
                 rejudged.append(Rejudged(event, reasons))
         return rejudged
 
-    async def _decided(self, room_id: str, sender: str) -> frozenset[str]:
-        reasons = set()
-        if not (await self._settings.of_room(room_id)).enabled:
-            reasons.add(HeldReason.SWITCHED_OFF.value)
+    async def _decided_for_room(self, room_id: str) -> frozenset[str]:
+        enabled = (await self._settings.of_room(room_id)).enabled
+        return _NONE if enabled else frozenset({HeldReason.SWITCHED_OFF.value})
+
+    def _decided_for_sender(self, sender: str) -> frozenset[str]:
         if self._is_mine(sender):
-            if self._settings.block_of_user(sender):
-                reasons.add(HeldReason.USER_BLOCKED.value)
-        elif self._settings.block_of_server(get_domain_from_id(sender)):
-            reasons.add(HeldReason.SERVER_BLOCKED.value)
-        return frozenset(reasons)
+            blocked, reason = self._settings.block_of_user(sender), HeldReason.USER_BLOCKED
+        else:
+            server_name = get_domain_from_id(sender)
+            blocked, reason = self._settings.block_of_server(server_name), HeldReason.SERVER_BLOCKED
+        return _NONE if blocked is None else frozenset({reason.value})
 
     async def _found(self, candidate: Candidate) -> HeldReason | None:
         """Return the reason that lies in the event itself.
@@ -121,6 +125,6 @@ class Admission:
             # What was accepted once never becomes soft-failed again.
             return None
         unchecked = candidate.unchecked or await self._check.has_partial_state(candidate.room_id)
-        if unchecked and not await self._check.allows(candidate.event_id):
+        if unchecked and not await self._check.allowed([candidate.event_id]):
             return HeldReason.SOFT_FAILED
         return None

@@ -26,10 +26,10 @@ from synapse_sticky.deliverable.reader import IndexReader
 from synapse_sticky.noticing.absence import settled_before
 from synapse_sticky.noticing.admission import Admission, HeldReason
 from synapse_sticky.noticing.announcements import Announcements
+from synapse_sticky.noticing.backlog import Backlog
 from synapse_sticky.noticing.ranges import in_steps, pending_ranges
 from synapse_sticky.noticing.rechecks import Rechecks
 from synapse_sticky.noticing.reviews import Reviews
-from synapse_sticky.noticing.throttle import Key, Throttle
 from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.bounds import Bounds
 from synapse_sticky.seams.contents import Candidate, SeenJoin, ServerInRoom, Watched
@@ -58,9 +58,6 @@ _WATCH_INTERVAL_MS: Final = 1_000
 # In busy times one look finds several events: they wait this long for each
 # other, unless a request waits for one of them.
 _MIN_INTERVAL_MS: Final = 50
-# How often held events are released that the rate of their server allows by now.
-_RELEASE_INTERVAL_MS: Final = 1_000
-_RELEASE_BUDGET_MS: Final = 100
 # How much of a stream one look takes, and how much may be read anew after a
 # kill. A row costs a few microseconds.
 _STEP: Final = 5_000
@@ -79,7 +76,7 @@ class Indexer:
         admission: Admission,
         rechecks: Rechecks,
         reviews: Reviews,
-        throttle: Throttle,
+        backlog: Backlog,
         room_state: RoomState,
         announcements: Announcements,
         reader: IndexReader,
@@ -93,7 +90,7 @@ class Indexer:
         self._admission = admission
         self._rechecks = rechecks
         self._reviews = reviews
-        self._throttle = throttle
+        self._backlog = backlog
         self._room_state = room_state
         self._announcements = announcements
         self._reader = reader
@@ -106,7 +103,6 @@ class Indexer:
         self._run_again = False
         self._last_run_ts = 0
         self._scheduled = False
-        self._last_release_ts = 0
         # How many events were not recorded since that was last said.
         self._beyond = 0
         # Which ones are still to be read a second time, and up to where they were read.
@@ -217,8 +213,7 @@ class Indexer:
     def _has_news(self) -> bool:
         return (
             self._read is None
-            or bool(self._reviews)
-            or self._may_release()
+            or bool(self._backlog)
             or any(pending_ranges(self._read, self._bounds.current()))
         )
 
@@ -263,82 +258,24 @@ class Indexer:
             await self._reader.refresh()
             self._announcements.signal_later()
             await self._store.mend_reasons()
-            recorded = await self._store.get_recorded(self._now_ts())
-            self._reviews.note(recorded)
-            self._throttle.load(_over_rate(recorded))
-            # What was decided while nobody gave out positions.
-            self._reviews.add_everything()
-            self._rechecks.clear()
-            soft_failed = [e for e in recorded if HeldReason.SOFT_FAILED.value in e.reasons]
-            await self._rechecks.watch(soft_failed)
+            await self._backlog.begin(await self._store.get_recorded(self._now_ts()))
             self._read, self._last_position = progress
             self._stored_events_bound = self._read.events
-            # Their state may have changed just before we ended.
-            passing = await self._rechecks.passing(soft_failed)
-            if passing:
-                accepted = await self._accepted(passing)
-                await self._record([], [], accepted, self._read, self._last_position)
-        for bounds in in_steps(self._read, written, _STEP):
-            await self._read_up_to(bounds)
+        await self._follow()
         self._has_caught_up = True
-        for condition, arguments in self._reviews.take():
-            await self._review(condition, arguments)
-        if self._may_release():
-            await self._release_over_rate()
+        for take in self._backlog.takers():
+            rejudged = await take()
+            if rejudged:
+                await self._record([], [], rejudged, self._read, self._last_position)
+            # News wait for one slice only.
+            await self._follow()
+        self._run_again |= bool(self._backlog)
 
-    async def _review(self, condition: str, arguments: Sequence[str]) -> None:
-        """Judge events again, after somebody has decided something."""
+    async def _follow(self) -> None:
+        """Read the streams as far as they are written."""
         assert self._read is not None
-        recorded = await self._store.get_recorded(self._now_ts(), condition, arguments)
-        rejudged = await self._admission.rejudge(recorded)
-        for start in range(0, len(rejudged), _STEP):
-            part = rejudged[start : start + _STEP]
-            await self._record([], [], part, self._read, self._last_position)
-        if rejudged:
-            held = sum(1 for item in rejudged if item.reasons)
-            logger.info(
-                "Of %d sticky events, %d are held now, and %d are delivered, by what admins "
-                "have decided",
-                len(recorded),
-                held,
-                len(rejudged) - held,
-            )
-
-    def _may_release(self) -> bool:
-        """Whether it is time to look whether events that are held for their rate may pass."""
-        since_ts = self._last_release_ts + _RELEASE_INTERVAL_MS
-        return bool(self._throttle.keys) and since_ts <= self._now_ts()
-
-    async def _release_over_rate(self) -> None:
-        assert self._read is not None
-        self._last_release_ts = self._now_ts()
-        over_rate = HeldReason.OVER_RATE.value
-        until_ts = self._now_ts() + _RELEASE_BUDGET_MS
-        rejudged: list[Rejudged] = []
-        for room_id, server_name in self._throttle.keys:
-            passing = await self._throttle.take((room_id, server_name))
-            if passing:
-                events = await self._store.get_held(
-                    self._now_ts(), over_rate, room_id, server_name, passing
-                )
-                rejudged += [Rejudged(event, event.reasons - {over_rate}) for event in events]
-            if self._now_ts() > until_ts:
-                # News come first. The others are released the next time.
-                break
-        if rejudged:
-            await self._record([], [], rejudged, self._read, self._last_position)
-
-    async def _accepted(self, events: Iterable[RecordedEvent]) -> list[Rejudged]:
-        """Soft-failed events without that reason; others may be left."""
-        ids = [event.event_id for event in events]
-        recorded: list[RecordedEvent] = []
-        for start in range(0, len(ids), _STEP):
-            part = ids[start : start + _STEP]
-            recorded += await self._store.get_recorded(
-                self._now_ts(), f"e.event_id IN ({', '.join('?' * len(part))})", part
-            )
-        soft_failed = {HeldReason.SOFT_FAILED.value}
-        return [Rejudged(event, event.reasons - soft_failed) for event in recorded]
+        for bounds in in_steps(self._read, self._bounds.current(), _STEP):
+            await self._read_up_to(bounds)
 
     async def _begin(self, written: Bounds) -> None:
         """The first start: what is already in the database and sticky counts too."""
@@ -374,11 +311,10 @@ class Indexer:
             and candidate.event_id not in self._left_out
         ]
         joins = await self._mattering_joins(found.joins, fresh)
-        passing = await self._rechecks.passing(self._rechecks.affected(found.state_changes))
-        rejudged = await self._accepted(passing) if passing else []
+        self._rechecks.on_changes(found.state_changes)
         # An event that was accepted once stays so. Purged, and sent once more, it was checked
         # once more.
-        rejudged += [
+        rejudged = [
             Rejudged(_soft_failed(c), frozenset())
             for c in found.candidates
             if c.soft_failed and not c.refused and self._reader.index.get(c.event_id) is not None
@@ -457,12 +393,7 @@ class Indexer:
         self._reviews.note(admitted)
         if last_position is not None:
             self._measure(admitted)
-        accepted = [
-            item.event
-            for item in rejudged
-            if HeldReason.SOFT_FAILED.value in item.event.reasons - item.reasons
-        ]
-        self._rechecks.forget(accepted)
+        self._rechecks.add(soft_failed)
         if len(changes) == len(items):
             recorded = Recorded(last_position or 0, position, read, changes)
             if is_message:
@@ -470,17 +401,6 @@ class Indexer:
             await self._reader.on_recorded(recorded)
         else:
             await self._reader.refresh()
-        if accepted:
-            logger.info(
-                "%d sticky events are no longer soft-failed, and are delivered", len(accepted)
-            )
-        if soft_failed:
-            # The state may have changed since Synapse looked at it, and that
-            # change may have been read already.
-            await self._rechecks.watch(soft_failed)
-            passing = await self._rechecks.passing(soft_failed)
-            if passing:
-                await self._record([], [], await self._accepted(passing), read, self._last_position)
 
     def _note_left_out(self, event_ids: Sequence[str], read: Bounds) -> None:
         """Count the events that were not recorded, each once even if it is read twice."""
@@ -547,7 +467,7 @@ class Indexer:
                 "%d sticky events of other servers have expired before their rate let them through",
                 held[HeldReason.OVER_RATE.value],
             )
-            await self._count_over_rate()
+            self._backlog.on_expired()
         if self._beyond:
             logger.warning(
                 "%d sticky events of other servers are ordinary events: more than "
@@ -555,26 +475,6 @@ class Indexer:
                 self._beyond,
             )
             self._beyond = 0
-
-    async def _count_over_rate(self) -> None:
-        """Count anew what is held, after some of it has expired."""
-        position = self._last_position
-        recorded = await self._store.get_recorded(
-            self._now_ts(),
-            "e.event_id IN (SELECT event_id FROM synapse_sticky_held WHERE reason = ?)",
-            (HeldReason.OVER_RATE.value,),
-        )
-        # Otherwise others were judged meanwhile: the next time.
-        if not self._running and self._last_position == position:
-            self._throttle.load(_over_rate(recorded))
-
-
-def _over_rate(recorded: Iterable[RecordedEvent]) -> list[Key]:
-    return [
-        (event.room_id, get_domain_from_id(event.sender))
-        for event in recorded
-        if HeldReason.OVER_RATE.value in event.reasons
-    ]
 
 
 def _soft_failed(candidate: Candidate) -> RecordedEvent:

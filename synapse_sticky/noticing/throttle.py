@@ -8,7 +8,7 @@ the bound is not recorded, and stays an ordinary event.
 
 import enum
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from synapse_sticky.seams.rates import Limiter
 
@@ -37,8 +37,8 @@ class Throttle:
         """Where events are held."""
         return list(self._held)
 
-    def load(self, held: Iterable[Key]) -> None:
-        """These are held, an item for each event, and no others are."""
+    def load(self, held: Mapping[Key, int]) -> None:
+        """Take over how many events are held."""
         self._held = Counter(held)
 
     async def judge(self, room_id: str, server_name: str) -> Verdict:
@@ -53,12 +53,10 @@ class Throttle:
         self._held[key] += 1
         return Verdict.HELD
 
-    async def take(self, key: Key) -> int:
+    async def take(self, key: Key, most: int) -> int:
         """Return how many of the held events may pass now, which count as passed."""
-        passing = 0
-        while passing < self._held[key] and (
-            self._limiter is None or await self._limiter.allows(key)
-        ):
+        passing, most = 0, min(most, self._held[key])
+        while passing < most and (self._limiter is None or await self._limiter.allows(key)):
             passing += 1
         # The others have their turn before this one has it again.
         self._held[key] = self._held.pop(key, 0) - passing

@@ -47,21 +47,29 @@ class StickyStore:
         return await self._api.run_db_interaction("sticky_get_progress", read_progress)
 
     async def get_recorded(
-        self, now_ts: int, condition: str = "TRUE", arguments: Sequence[object] = ()
+        self,
+        now_ts: int,
+        condition: str = "TRUE",
+        arguments: Sequence[object] = (),
+        limit: int | None = None,
     ) -> list[RecordedEvent]:
         """Return recorded, unexpired events in stream order, deliverable or held.
 
         Args:
             condition: SQL on the table ``e`` of events, and its arguments.
+            limit: how many at most; None for all.
         """
+        limited, limits = ("", ()) if limit is None else ("LIMIT ?", (limit,))
 
         def get_recorded_txn(txn: LoggingTransaction) -> list[RecordedEvent]:
             txn.execute(
-                "SELECT e.event_id, e.room_id, e.sender, e.stream_ordering, e.expires_ts, h.reason "
-                "FROM synapse_sticky_events AS e LEFT JOIN synapse_sticky_held AS h "
-                f"USING (event_id) WHERE e.expires_ts > ? AND ({condition}) "
-                "ORDER BY e.stream_ordering, e.event_id",
-                (now_ts, *arguments),
+                "SELECT f.event_id, f.room_id, f.sender, f.stream_ordering, f.expires_ts, h.reason "
+                "FROM (SELECT * FROM synapse_sticky_events AS e "
+                f"WHERE e.expires_ts > ? AND ({condition}) "
+                f"ORDER BY e.stream_ordering, e.event_id {limited}) AS f "
+                "LEFT JOIN synapse_sticky_held AS h ON h.event_id = f.event_id "
+                "ORDER BY f.stream_ordering, f.event_id",
+                (now_ts, *arguments, *limits),
             )
             return [
                 RecordedEvent(*(*row, frozenset(r for *_, r in same if r is not None)))
@@ -76,12 +84,40 @@ class StickyStore:
         """Return the first events of a server in a room that are held for a reason."""
         return await self.get_recorded(
             now_ts,
-            "e.event_id IN (SELECT s.event_id FROM synapse_sticky_events AS s "
-            "INNER JOIN synapse_sticky_held AS r USING (event_id) WHERE s.room_id = ? "
-            "AND s.sender LIKE ? AND s.expires_ts > ? AND r.reason = ? "
-            "ORDER BY s.stream_ordering, s.event_id LIMIT ?)",
-            (room_id, f"%:{server_name}", now_ts, reason, limit),
+            "e.room_id = ? AND e.sender LIKE ? AND e.position IS NULL AND EXISTS (SELECT 1 "
+            "FROM synapse_sticky_held AS r WHERE r.event_id = e.event_id AND r.reason = ?)",
+            (room_id, f"%:{server_name}", reason),
+            limit,
         )
+
+    async def count_held(self, now_ts: int, reason: str) -> list[tuple[str, str, int]]:
+        """Return how many events of each sender in each room are held for a reason."""
+
+        def count_held_txn(txn: LoggingTransaction) -> list[tuple[str, str, int]]:
+            txn.execute(
+                "SELECT e.room_id, e.sender, COUNT(*) FROM synapse_sticky_held AS h "
+                "INNER JOIN synapse_sticky_events AS e USING (event_id) "
+                "WHERE h.reason = ? AND e.expires_ts > ? GROUP BY e.room_id, e.sender",
+                (reason, now_ts),
+            )
+            return [(room_id, sender, count) for room_id, sender, count in txn]
+
+        return await self._api.run_db_interaction("sticky_count_held", count_held_txn)
+
+    async def get_rooms(
+        self, now_ts: int, condition: str, arguments: Sequence[object]
+    ) -> list[str]:
+        """Return the rooms of recorded, unexpired events. See :meth:`get_recorded`."""
+
+        def get_rooms_txn(txn: LoggingTransaction) -> list[str]:
+            txn.execute(
+                "SELECT DISTINCT e.room_id FROM synapse_sticky_events AS e "
+                f"WHERE e.expires_ts > ? AND ({condition}) ORDER BY e.room_id",
+                (now_ts, *arguments),
+            )
+            return [room_id for (room_id,) in txn]
+
+        return await self._api.run_db_interaction("sticky_get_rooms", get_rooms_txn)
 
     async def mend_reasons(self) -> None:
         """Make reasons agree with positions, where an older version has moved events.

@@ -31,9 +31,9 @@ steps = st.lists(
 )
 
 
-@given(steps, st.integers(0, 5))
+@given(steps, st.integers(0, 5), st.integers(1, 3))
 def test_in_order_within_the_bound_and_nothing_lost(
-    history: list[tuple[str, Key]], most: int
+    history: list[tuple[str, Key]], most: int, at_once: int
 ) -> None:
     # A1, A2
     limiter = Tokens()
@@ -47,9 +47,9 @@ def test_in_order_within_the_bound_and_nothing_lost(
                 limiter.left[key] += 1
             elif step == "release":
                 had = limiter.left[key]
-                count = await throttle.take(key)
-                # All that is allowed, and not more than there is.
-                assert count == min(had, len(held[key]))
+                count = await throttle.take(key, at_once)
+                # All that is allowed, not more than there is, nor than a slice has.
+                assert count == min(had, len(held[key]), at_once)
                 passed[key] += [held[key].pop(0) for _ in range(count)]
             else:
                 verdict = await throttle.judge(*key)
@@ -73,6 +73,6 @@ def test_without_a_limit_all_pass() -> None:
     verdicts = [asyncio.run(throttle.judge(*KEYS[0])) for _ in range(50)]
     assert verdicts == [Verdict.PASSES] * 50
     # What was held under another configuration follows at once.
-    throttle.load([KEYS[0]] * 3)
-    assert asyncio.run(throttle.take(KEYS[0])) == 3
+    throttle.load({KEYS[0]: 3})
+    assert asyncio.run(throttle.take(KEYS[0], 10)) == 3
     assert throttle.keys == []
