@@ -104,6 +104,7 @@ def test_every_endpoint_tells_the_remaining_time(
 
 
 @pytest.mark.parametrize("duration_ms", [10 * HOUR_MS, 2**53 - 1])
+@pytest.mark.repeats("workers")
 def test_no_event_is_sticky_for_more_than_an_hour(
     homeserver: Homeserver, alice: Client, remote: RemoteServer, duration_ms: int
 ) -> None:
@@ -179,6 +180,7 @@ NO_STICKINESS: list[Any] = [
 
 # Floats are allowed in old rooms only.
 @pytest.mark.parametrize(("version", "more"), [("11", []), ("5", [{"duration_ms": 60_000.0}])])
+@pytest.mark.repeats("workers")
 def test_what_is_no_stickiness_makes_an_ordinary_event(
     homeserver: Homeserver, alice: Client, remote: RemoteServer, version: str, more: list[Any]
 ) -> None:
@@ -351,6 +353,7 @@ def test_a_redacted_event_is_not_sticky(
     assert_counts_down(partial(bob.event, room, kept), kept, expiry(homeserver, kept))
 
 
+@pytest.mark.repeats("workers")
 def test_a_user_without_power_redacts_nothing(alice: Client, bob: Client, room: str) -> None:
     # E5
     since = bob.sync()["next_batch"]
@@ -363,6 +366,7 @@ def test_a_user_without_power_redacts_nothing(alice: Client, bob: Client, room: 
 
 
 @pytest.mark.parametrize("version", ["1", "5", "11"])
+@pytest.mark.repeats("workers")
 def test_a_redaction_that_is_not_accepted_changes_nothing(
     homeserver: Homeserver, alice: Client, bob: Client, remote: RemoteServer, version: str
 ) -> None:

@@ -13,6 +13,9 @@ from harness.remote import RemoteServer
 from harness.wait import eventually
 from tests.support import MakeHomeserver, stored_pdu, text
 
+# What differs between deployments differs on workers too.
+pytestmark = pytest.mark.repeats("postgres")
+
 PREFIX = "/_matrix/federation/unstable/org.matrix.msc4370/extremities/"
 # Some release after the oldest supported one began to have the endpoint itself.
 SYNAPSE_HAS_IT = "/extremities/" in inspect.getsource(synapse_servlets)

@@ -18,6 +18,9 @@ from tests.support import (
     wait_for_readers,
 )
 
+# What differs between deployments differs on workers too.
+pytestmark = pytest.mark.repeats("postgres")
+
 
 def lazy(timeline: JsonDict | None = None, **state: Any) -> JsonDict:
     """A filter that loads members lazily, and by default shows no room events in timelines."""
@@ -123,6 +126,7 @@ def test_they_come_once(carol: Client, bob: Client, room: str, reader: Reader) -
     assert members(Reader(bob).sync(room, sent), room) == sorted([bob.user_id, carol.user_id])
 
 
+@pytest.mark.repeats("workers")
 def test_who_was_in_a_timeline(carol: Client, room: str, reader: Reader) -> None:
     # C12
     since = reader.sync(room, [])["next_batch"]
@@ -135,6 +139,7 @@ def test_who_was_in_a_timeline(carol: Client, room: str, reader: Reader) -> None
     assert members(answer, room) == []
 
 
+@pytest.mark.repeats("workers")
 def test_redundant_members(carol: Client, room: str, reader: Reader) -> None:
     # C12
     filter_json = lazy(include_redundant_members=True)
@@ -147,6 +152,7 @@ def test_redundant_members(carol: Client, room: str, reader: Reader) -> None:
         assert members(answer, room) == [carol.user_id]
 
 
+@pytest.mark.repeats("workers")
 def test_a_gap(alice: Client, carol: Client, room: str, reader: Reader) -> None:
     # C12
     since = reader.sync(room, [])["next_batch"]
@@ -161,6 +167,7 @@ def test_a_gap(alice: Client, carol: Client, room: str, reader: Reader) -> None:
         assert {alice.user_id, carol.user_id} <= set(members(answer, room))
 
 
+@pytest.mark.repeats("workers")
 def test_the_filter_of_the_state(carol: Client, room: str, reader: Reader) -> None:
     # C12
     sent = send_sticky(carol, room)
@@ -176,6 +183,7 @@ def test_the_filter_of_the_state(carol: Client, room: str, reader: Reader) -> No
         assert carol.user_id not in members(answer, room), state
 
 
+@pytest.mark.repeats("workers")
 def test_who_loads_all_members(carol: Client, room: str, reader: Reader) -> None:
     # C12
     filter_json = {"room": {"timeline": {"types": ["org.example.*"]}}}
@@ -186,6 +194,7 @@ def test_who_loads_all_members(carol: Client, room: str, reader: Reader) -> None
     assert members(answer, room) == []
 
 
+@pytest.mark.repeats("workers")
 def test_full_state(carol: Client, room: str, reader: Reader) -> None:
     # C12
     since = reader.sync(room, [])["next_batch"]
@@ -196,6 +205,7 @@ def test_full_state(carol: Client, room: str, reader: Reader) -> None:
     assert members(answer, room) == [carol.user_id]
 
 
+@pytest.mark.repeats("workers")
 def test_a_membership_in_the_timeline(
     alice: Client, carol: Client, room: str, reader: Reader
 ) -> None:
@@ -216,6 +226,7 @@ def test_a_membership_in_the_timeline(
     assert members(answer, room) == []
 
 
+@pytest.mark.repeats("workers")
 def test_who_has_left(alice: Client, carol: Client, room: str, reader: Reader) -> None:
     # C12
     sent = send_sticky(carol, room)
@@ -243,6 +254,7 @@ def state_after_names(homeserver: Homeserver, user: Client) -> dict[str, str]:
     return names
 
 
+@pytest.mark.repeats("workers")
 def test_state_after(
     homeserver: Homeserver, bob: Client, carol: Client, room: str, reader: Reader
 ) -> None:

@@ -37,6 +37,9 @@ from tests.support import (
     unique,
 )
 
+# What differs between deployments differs on workers too.
+pytestmark = pytest.mark.repeats("postgres")
+
 
 def _signing_key(homeserver: Homeserver) -> Any:
     with (homeserver.directory / "signing.key").open() as stream:
@@ -57,6 +60,7 @@ def _message_count(homeserver: Homeserver, room_id: str) -> int:
 
 
 @pytest.mark.parametrize("version", ["1", "6", "12"])
+@pytest.mark.repeats("workers")
 def test_the_key_is_hashed_and_signed(homeserver: Homeserver, alice: Client, version: str) -> None:
     # S1
     room = alice.create_room(preset="public_chat", room_version=version)
@@ -98,6 +102,7 @@ def test_other_servers_get_the_key(
 
 
 @pytest.mark.parametrize("duration_ms", [1, HOUR_MS])
+@pytest.mark.repeats("workers")
 def test_durations_at_the_ends_of_the_range(
     homeserver: Homeserver, alice: Client, room: str, duration_ms: int
 ) -> None:
@@ -106,6 +111,7 @@ def test_durations_at_the_ends_of_the_range(
     assert pdu[EVENT_KEY] == {"duration_ms": duration_ms}
 
 
+@pytest.mark.repeats("workers")
 def test_any_type_of_event_can_be_sticky(alice: Client, bob: Client, room: str) -> None:
     # S1, C1
     sent = {
@@ -168,6 +174,7 @@ INVALID = [
 ]
 
 
+@pytest.mark.repeats("workers")
 def test_invalid_parameters_are_refused(homeserver: Homeserver, alice: Client, room: str) -> None:
     # S3
     before = _message_count(homeserver, room)
@@ -209,6 +216,7 @@ def test_a_refused_transaction_can_be_mended(
     assert stored_pdu(homeserver, event_id)[EVENT_KEY] == {"duration_ms": HOUR_MS}
 
 
+@pytest.mark.repeats("workers")
 def test_who_may_not_send_may_not_send_sticky_either(
     homeserver: Homeserver, alice: Client, bob: Client
 ) -> None:
@@ -366,6 +374,7 @@ INVALID_IN_BODY = [0, -1, 3_600_001, 10**30, 5.0, 1e3, "5", "60000", "", True, N
 
 
 @has_endpoint_for_delayed_events
+@pytest.mark.repeats("workers")
 def test_invalid_durations_of_scheduled_events_are_refused(
     homeserver: Homeserver, alice: Client, room: str
 ) -> None:
@@ -396,6 +405,7 @@ def test_invalid_durations_of_scheduled_events_are_refused(
 
 
 @has_endpoint_for_delayed_events
+@pytest.mark.repeats("workers")
 def test_what_else_is_scheduled_is_as_ever(
     homeserver: Homeserver, alice: Client, bob: Client, room: str
 ) -> None:
@@ -498,6 +508,7 @@ def _paths(value: Any, path: str = "") -> Iterator[str]:
 # Elsewhere
 
 
+@pytest.mark.repeats("workers")
 def test_state_does_not_take_the_parameter(
     homeserver: Homeserver, alice: Client, bob: Client, room: str
 ) -> None:
@@ -516,6 +527,7 @@ def test_state_does_not_take_the_parameter(
     assert EVENT_KEY not in stored_pdu(homeserver, event["event_id"])
 
 
+@pytest.mark.repeats("workers")
 def test_redact_does_not_take_the_parameter(
     homeserver: Homeserver, alice: Client, room: str
 ) -> None:
@@ -525,6 +537,7 @@ def test_redact_does_not_take_the_parameter(
     assert EVENT_KEY not in stored_pdu(homeserver, redaction_id)
 
 
+@pytest.mark.repeats("workers")
 def test_versions_name_the_feature(homeserver: Homeserver, alice: Client) -> None:
     # S7
     for url in {homeserver.main_url, *homeserver.client_urls}:

@@ -51,6 +51,7 @@ def other_room(alice: Client, bob: Client) -> str:
 # The request
 
 
+@pytest.mark.repeats("workers")
 def test_nothing_comes_unasked(alice: Client, bob: Client, room: str) -> None:
     """The extension is off unless it is enabled."""
     # X1
@@ -65,6 +66,7 @@ def test_nothing_comes_unasked(alice: Client, bob: Client, room: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.repeats("workers")
 def test_at_most_a_hundred(alice: Client, bob: Client, room: str) -> None:
     """That is the default limit, and the largest."""
     # X1
@@ -77,6 +79,7 @@ def test_at_most_a_hundred(alice: Client, bob: Client, room: str) -> None:
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, "5", True, None, [5], {}])
+@pytest.mark.repeats("workers")
 def test_impossible_limits(alice: Client, limit: Any) -> None:
     """A limit is a whole number, and not below 1."""
     # X1
@@ -108,6 +111,7 @@ def test_impossible_limits(alice: Client, limit: Any) -> None:
         {},
     ],
 )
+@pytest.mark.repeats("workers")
 def test_since_that_is_no_token(alice: Client, since: Any) -> None:
     """What no server can have given out is refused."""
     # X5
@@ -115,6 +119,7 @@ def test_since_that_is_no_token(alice: Client, since: Any) -> None:
 
 
 @pytest.mark.parametrize("extension", ["enabled", 1, [], {"enabled": "yes"}, {"enabled": 1}])
+@pytest.mark.repeats("workers")
 def test_extension_that_is_none(alice: Client, extension: Any) -> None:
     """The extension is an object, and its switch a boolean."""
     # X1
@@ -122,6 +127,7 @@ def test_extension_that_is_none(alice: Client, extension: Any) -> None:
     assert error_of(lambda: alice.sliding_sync(body))[0] == 400
 
 
+@pytest.mark.repeats("workers")
 def test_strangers_learn_nothing_of_their_mistakes(homeserver: Homeserver) -> None:
     """Whoever is not logged in hears of that, and not of the limit."""
     # X1
@@ -188,6 +194,7 @@ def test_section_has_what_the_timeline_has_not(alice: Client, bob: Client, room:
     assert Connection(bob.second_device()).ask().sticky(room) == older + newer
 
 
+@pytest.mark.repeats("workers")
 def test_shown_events_take_no_place_on_a_page(
     alice: Client, bob: Client, room: str, other_room: str
 ) -> None:
@@ -207,6 +214,7 @@ def test_shown_events_take_no_place_on_a_page(
     assert drained(answers, other_room) == []
 
 
+@pytest.mark.repeats("workers")
 def test_shown_events_do_not_come_on_a_later_page(alice: Client, bob: Client, room: str) -> None:
     """What the first answer's timeline shows has come, though pages of older ones wait."""
     # X3, C3
@@ -281,6 +289,7 @@ def test_position_without_the_extension_loses_nothing(
     assert connection.ask().sticky(room) == event_ids
 
 
+@pytest.mark.repeats("workers")
 def test_no_since_begins_at_the_beginning(alice: Client, bob: Client, room: str) -> None:
     """A client that stored no `since` gets all, whatever its `pos`."""
     # X1
@@ -308,6 +317,7 @@ def test_rooms_outside_the_window(alice: Client, bob: Client, room: str, other_r
         assert answer.sticky(other_room) == in_window
 
 
+@pytest.mark.repeats("workers")
 def test_rooms_that_nothing_matches(alice: Client, bob: Client, room: str, other_room: str) -> None:
     """Only what the request asks for, be it by a list or by a subscription."""
     # X2
@@ -442,6 +452,7 @@ def test_join_made_known_by_an_answer_without_the_extension(
     assert drained(connection.collect(room, before), room) == before
 
 
+@pytest.mark.repeats("workers")
 def test_join_brings_more_than_a_page(homeserver: Homeserver, alice: Client, room: str) -> None:
     """All of a room that was joined comes, in few answers or many, and each event once."""
     # X4, C5
@@ -516,6 +527,7 @@ def test_a_new_name_is_no_join(alice: Client, bob: Client, room: str) -> None:
 
 @pytest.mark.parametrize("how", ["list", "filter", "subscription", "account data"])
 @pytest.mark.parametrize("keep_pos", [True, False], ids=["with pos", "pos lost"])
+@pytest.mark.repeats("workers")
 def test_room_that_only_now_matches(
     alice: Client, bob: Client, room: str, other_room: str, how: str, keep_pos: bool
 ) -> None:
@@ -557,6 +569,7 @@ def make_direct(client: Client, other: Client, room_id: str) -> None:
         )
 
 
+@pytest.mark.repeats("workers")
 def test_unmatched_rooms_are_remembered_over_many_answers(
     alice: Client, bob: Client, room: str, other_room: str
 ) -> None:
@@ -576,6 +589,7 @@ def test_unmatched_rooms_are_remembered_over_many_answers(
         assert {r for answer in answers for r in answer.sections} == {room_id}
 
 
+@pytest.mark.repeats("workers")
 def test_request_that_matches_nothing(alice: Client, bob: Client, room: str) -> None:
     """A client without lists and subscriptions yet is not taken to have read anything."""
     # X4
@@ -592,6 +606,7 @@ def test_request_that_matches_nothing(alice: Client, bob: Client, room: str) -> 
     assert drained(connection.drain(), room) == second
 
 
+@pytest.mark.repeats("workers")
 def test_room_that_matches_again(alice: Client, bob: Client, room: str, other_room: str) -> None:
     """What was delivered before a room was out of sight is not delivered again."""
     # X4, C3
@@ -612,6 +627,7 @@ def test_room_that_matches_again(alice: Client, bob: Client, room: str, other_ro
 
 
 @pytest.mark.parametrize("timeline_limit", [0, 2])
+@pytest.mark.repeats("workers")
 def test_room_that_scrolls_into_view(
     alice: Client, bob: Client, room: str, other_room: str, timeline_limit: int
 ) -> None:
@@ -639,6 +655,7 @@ def test_room_that_scrolls_into_view(
     assert set(elsewhere) <= set(connection.kept(other_room))
 
 
+@pytest.mark.repeats("workers")
 def test_initial_room_brings_more_than_a_page(
     alice: Client, bob: Client, room: str, other_room: str
 ) -> None:
@@ -655,6 +672,7 @@ def test_initial_room_brings_more_than_a_page(
     assert drained(connection.drain(limit=2), room) == beyond[2:]
 
 
+@pytest.mark.repeats("workers")
 def test_initial_room_while_pages_wait(
     alice: Client, bob: Client, room: str, other_room: str
 ) -> None:
@@ -680,6 +698,7 @@ def test_initial_room_while_pages_wait(
     assert drained(answers, other_room) == []
 
 
+@pytest.mark.repeats("workers")
 def test_lost_answer_with_an_initial_room(
     alice: Client, bob: Client, room: str, other_room: str
 ) -> None:
@@ -697,6 +716,7 @@ def test_lost_answer_with_an_initial_room(
     assert connection.drain() == []
 
 
+@pytest.mark.repeats("workers")
 def test_lost_pos_makes_rooms_initial(
     alice: Client, bob: Client, room: str, other_room: str
 ) -> None:
@@ -714,6 +734,7 @@ def test_lost_pos_makes_rooms_initial(
         assert again.drain() == []
 
 
+@pytest.mark.repeats("workers")
 def test_initial_room_that_the_user_is_not_joined_to(homeserver: Homeserver, alice: Client) -> None:
     """An invite is sent as initial too, and brings nothing."""
     # X7, X2
@@ -733,6 +754,7 @@ def test_initial_room_that_the_user_is_not_joined_to(homeserver: Homeserver, ali
     assert connection.seen(room) == []
 
 
+@pytest.mark.repeats("workers")
 def test_initial_room_brings_only_live_events(
     homeserver: Homeserver, alice: Client, bob: Client, room: str
 ) -> None:
@@ -780,6 +802,7 @@ def test_since_from_the_future(alice: Client, bob: Client, room: str) -> None:
 
 
 @pytest.mark.parametrize("since", ["sticky_0", "sticky_42", "sticky_m42~1.45", "sticky_m42"])
+@pytest.mark.repeats("workers")
 def test_since_of_synapse_itself(alice: Client, bob: Client, room: str, since: str) -> None:
     """What Synapse's own sticky events handed out locks nobody out."""
     # X5
@@ -789,6 +812,7 @@ def test_since_of_synapse_itself(alice: Client, bob: Client, room: str, since: s
     assert connection.since != since
 
 
+@pytest.mark.repeats("workers")
 def test_absurdly_long_since(alice: Client) -> None:
     """Nor does it end in an error of the server's."""
     # X5
@@ -870,6 +894,7 @@ def test_idle_long_poll_stays_asleep(
 # Who and what
 
 
+@pytest.mark.repeats("workers")
 def test_ignored_senders(homeserver: Homeserver, alice: Client, bob: Client, room: str) -> None:
     """They are left out, take no place on a page, and hold nothing up."""
     # X6, X1, C8, C4
@@ -892,6 +917,7 @@ def test_ignored_senders(homeserver: Homeserver, alice: Client, bob: Client, roo
 
 
 @pytest.mark.parametrize("keep_pos", [True, False], ids=["with pos", "pos lost"])
+@pytest.mark.repeats("workers")
 def test_sender_who_is_not_ignored_any_more(
     homeserver: Homeserver,
     alice: Client,
@@ -928,6 +954,7 @@ def test_sender_who_is_not_ignored_any_more(
     assert connection.drain(limit=2) == []
 
 
+@pytest.mark.repeats("workers")
 def test_sender_not_ignored_any_more_while_pages_wait(
     homeserver: Homeserver, alice: Client, bob: Client, room: str
 ) -> None:
@@ -952,6 +979,7 @@ def test_sender_not_ignored_any_more_while_pages_wait(
     assert pages == [[*passed_over, event_ids[5]], [event_ids[6]], [event_ids[7]]]
 
 
+@pytest.mark.repeats("workers")
 def test_sender_not_ignored_any_more_in_a_room_that_does_not_match(
     homeserver: Homeserver, alice: Client, bob: Client, room: str, other_room: str
 ) -> None:
@@ -997,6 +1025,7 @@ def test_long_poll_wakes_for_who_is_not_ignored_any_more(
     assert connection.drain() == []
 
 
+@pytest.mark.repeats("workers")
 def test_format_of_events(alice: Client, bob: Client, room: str) -> None:
     """Events say how long they are sticky and where, and to their sender which they are."""
     # X6, E3, C7
@@ -1021,6 +1050,7 @@ def test_format_of_events(alice: Client, bob: Client, room: str) -> None:
         assert event["unsigned"].get("transaction_id") == (txn_id if client is alice else None)
 
 
+@pytest.mark.repeats("workers")
 def test_what_is_over_does_not_come(alice: Client, bob: Client, room: str) -> None:
     """Neither what has expired nor what was redacted."""
     # X6, E4, E5

@@ -54,6 +54,7 @@ def _limit(limit: int) -> JsonDict:
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 10])
+@pytest.mark.repeats("workers")
 def test_initial_sync(alice: Client, bob: Client, room: str, limit: int) -> None:
     # C1, C2, C10
     sent = send_sticky(alice, room, 3)
@@ -122,6 +123,7 @@ def test_what_the_timeline_shows_is_not_in_the_section(
             assert SYNC_SECTION not in joined_room(answer, room)
 
 
+@pytest.mark.repeats("workers")
 def test_a_timeline_filter_moves_events_to_the_section(
     alice: Client, bob: Client, room: str
 ) -> None:
@@ -160,6 +162,7 @@ def test_a_timeline_filter_moves_events_to_the_section(
             assert followed.sticky(room) == [e for e in everything if e not in in_timeline]
 
 
+@pytest.mark.repeats("workers")
 def test_other_filters_do_not_touch_the_section(alice: Client, bob: Client, room: str) -> None:
     # C2
     sent = send_sticky(alice, room, 2)
@@ -181,6 +184,7 @@ def test_other_filters_do_not_touch_the_section(alice: Client, bob: Client, room
     assert follow_until_seen(bob, room, sent, filter=filter_json).sticky(room) == sent
 
 
+@pytest.mark.repeats("workers")
 def test_stored_filters(alice: Client, bob: Client, room: str) -> None:
     # C2
     sent = send_sticky(alice, room, 2)
@@ -190,6 +194,7 @@ def test_stored_filters(alice: Client, bob: Client, room: str) -> None:
     assert followed.sticky(room) == sent
 
 
+@pytest.mark.repeats("workers")
 def test_the_rooms_of_a_filter_are_those_of_the_section(
     alice: Client, bob: Client, room: str
 ) -> None:
@@ -333,6 +338,7 @@ def _counts(seen: list[str], wanted: list[str]) -> dict[str, int]:
 
 
 @pytest.mark.slow
+@pytest.mark.repeats("workers")
 def test_pages(homeserver: Homeserver, alice: Client, bob: Client, room: str) -> None:
     # C1, C4, C5, C8, C10
     mallory, carol = homeserver.register(), homeserver.register()
@@ -637,6 +643,7 @@ FORMATS: list[JsonDict] = [
 ]
 
 
+@pytest.mark.repeats("workers")
 def test_the_section_is_formatted_as_the_timeline_is(alice: Client, bob: Client, room: str) -> None:
     # C7, E3
     sent = alice.send(room, {**text("hello"), "more": 1}, sticky_ms=HOUR_MS)
@@ -662,6 +669,7 @@ def _answer_with_section(
     return answer if sticky_in(answer, room_id) else None
 
 
+@pytest.mark.repeats("workers")
 def test_what_an_event_in_the_section_looks_like(alice: Client, bob: Client, room: str) -> None:
     # C7, E3
     sent = alice.send(room, text("hello"), sticky_ms=60_000, txn_id="txn-of-alice")
@@ -703,6 +711,7 @@ def test_the_delay_id_is_for_the_sender(alice: Client, bob: Client, room: str) -
 # C8: who gets nothing
 
 
+@pytest.mark.repeats("workers")
 def test_ignored_senders(homeserver: Homeserver, alice: Client, bob: Client, room: str) -> None:
     # C8
     mallory = homeserver.register()
@@ -729,6 +738,7 @@ def test_ignored_senders(homeserver: Homeserver, alice: Client, bob: Client, roo
 
 
 @pytest.mark.parametrize("timeline_limit", [1, 10])
+@pytest.mark.repeats("workers")
 def test_who_stops_ignoring_gets_what_was_left_out(
     homeserver: Homeserver, alice: Client, bob: Client, room: str, timeline_limit: int
 ) -> None:
@@ -763,6 +773,7 @@ def test_who_stops_ignoring_gets_what_was_left_out(
     assert followed.seen(room) == newest
 
 
+@pytest.mark.repeats("workers")
 def test_who_stops_ignoring_gets_what_they_had_before(
     homeserver: Homeserver, alice: Client, bob: Client, room: str
 ) -> None:
@@ -844,6 +855,7 @@ def test_long_polls_wake_for_who_is_not_ignored_any_more(
         assert all_sticky_in(reader.sync(answer["next_batch"], **arguments)) == []
 
 
+@pytest.mark.repeats("workers")
 def test_who_left_does_not_get_what_was_left_out(
     homeserver: Homeserver, alice: Client, bob: Client, room: str
 ) -> None:
@@ -943,6 +955,7 @@ def _with_slot(token: str, value: str) -> str:
     return "_".join(parts)
 
 
+@pytest.mark.repeats("workers")
 def test_positions_that_nobody_was_given(alice: Client, bob: Client, room: str) -> None:
     # C9
     sent = send_sticky(alice, room, 3)
@@ -968,6 +981,7 @@ def test_positions_that_nobody_was_given(alice: Client, bob: Client, room: str) 
         sent += more
 
 
+@pytest.mark.repeats("workers")
 def test_tokens_that_are_none(bob: Client, room: str) -> None:
     # C9: as Synapse alone answers them
     token = quiet_token(bob)
@@ -1119,6 +1133,7 @@ def test_the_order_is_that_of_sending(
 # The room's entry around the section
 
 
+@pytest.mark.repeats("workers")
 def test_an_entry_that_is_there_for_its_section_only(alice: Client, bob: Client, room: str) -> None:
     # C1
     sent = send_sticky(alice, room, 2)
@@ -1158,6 +1173,7 @@ def test_an_entry_that_is_there_for_its_section_only(alice: Client, bob: Client,
     assert joined_room(bob.sync(answer["next_batch"]), room) == {}
 
 
+@pytest.mark.repeats("workers")
 def test_full_state(alice: Client, bob: Client, room: str) -> None:
     # C1, C2, C3
     since = quiet_token(bob)
@@ -1173,6 +1189,7 @@ def test_full_state(alice: Client, bob: Client, room: str) -> None:
             assert "m.room.create" in [event["type"] for event in state] or token is None
 
 
+@pytest.mark.repeats("workers")
 def test_state_after(homeserver: Homeserver, alice: Client, bob: Client, room: str) -> None:
     # C1, C2: with MSC4222, where Synapse fills in the entry in another way
     if hasattr(ExperimentalFeature, "MSC4222"):

@@ -190,6 +190,7 @@ NOTHING: dict[str, set[str]] = {name: set() for name in ENDPOINTS}
 # History visibility
 
 
+@pytest.mark.repeats("workers")
 def test_the_endpoints_show_what_they_can(alice: Client) -> None:
     """The sender sees all: what is missing elsewhere was left out, not out of reach."""
     # K2
@@ -215,6 +216,7 @@ def test_late_joiners_see_what_is_sticky(
 
 
 @pytest.mark.parametrize("visibility", RESTRICTED)
+@pytest.mark.repeats("workers")
 def test_around_what_a_late_joiner_sends(
     homeserver: Homeserver, alice: Client, visibility: str
 ) -> None:
@@ -282,6 +284,7 @@ def test_hidden_again_once_expired(homeserver: Homeserver, alice: Client) -> Non
         assert shown_everywhere(alice, history) == expected(history, history.all)
 
 
+@pytest.mark.repeats("workers")
 def test_redacted_events_stay_hidden(homeserver: Homeserver, alice: Client) -> None:
     """A redacted event is not sticky any more, so it is hidden as before."""
     # K2, E5
@@ -311,6 +314,7 @@ def test_redacted_events_stay_hidden(homeserver: Homeserver, alice: Client) -> N
 
 
 @pytest.mark.parametrize("rel_type", ["m.thread", "m.replace"])
+@pytest.mark.repeats("workers")
 def test_nothing_plain_is_bundled_with_what_is_lifted(
     homeserver: Homeserver, alice: Client, rel_type: str
 ) -> None:
@@ -349,6 +353,7 @@ def test_nothing_plain_is_bundled_with_what_is_lifted(
     assert telling(carol) == []
 
 
+@pytest.mark.repeats("workers")
 def test_ignored_senders_stay_ignored(homeserver: Homeserver, alice: Client) -> None:
     """Being sticky is no way around that."""
     # K2, C8
