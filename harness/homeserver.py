@@ -20,6 +20,7 @@ import yaml
 
 from harness.certificate import write_certificate
 from harness.client import Client, JsonDict, MatrixError
+from harness.forking import CAN_FORK
 from harness.processes import ManagedProcess, free_port
 from harness.proxy import FaultyProxy
 from harness.wait import eventually
@@ -211,7 +212,8 @@ class Homeserver:
     def start_expecting_failure(self) -> str:
         """Start the main process, which is to refuse to, and return what it printed."""
         self._write_configuration()
-        self._launch("main")
+        # Whatever it says must not depend on what is imported before.
+        self._launch("main", forked=False)
         process = self._processes["main"]
 
         def gave_up() -> bool:
@@ -261,7 +263,7 @@ class Homeserver:
         process = self._processes.get(name)
         return process is not None and process.exit_code is None
 
-    def _launch(self, name: str) -> None:
+    def _launch(self, name: str, *, forked: bool = True) -> None:
         plan = self._plans[name]
         command: list[str | Path] = [self._python, "-m", plan.application]
         for path in plan.configuration:
@@ -271,6 +273,7 @@ class Homeserver:
             self._log_path(name),
             environment={"PYTHONUNBUFFERED": "1"},
             directory=self.directory,
+            forked=forked and CAN_FORK,
         )
 
     def _is_healthy(self, name: str) -> bool:

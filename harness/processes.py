@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from harness.forking import ForkedProcess, fork
+
 # Ends every process it was told of, and removes the directories, once its standard input
 # closes. The kernel sees to that however the test run ends, even by SIGKILL.
 _WATCHDOG_PROGRAM = """
@@ -90,7 +92,11 @@ def temporary_directory(prefix: str) -> Path:
 
 
 class ManagedProcess:
-    """A child process in a session of its own, whose output goes to a file."""
+    """A child process in a session of its own, whose output goes to a file.
+
+    With `forked` the command is one that runs an application of Synapse's, which begins with its
+    imports behind it.
+    """
 
     def __init__(
         self,
@@ -100,24 +106,35 @@ class ManagedProcess:
         user: str | None = None,
         environment: Mapping[str, str] | None = None,
         directory: Path | None = None,
+        forked: bool = False,
     ) -> None:
+        arguments = [str(part) for part in command]
         self.output = output
         with output.open("ab") as stream:
             self.output_start = stream.tell()
             # _lock keeps the new process known to the watchdog from its first moment.
             with _lock:
-                self._process = subprocess.Popen(
-                    [str(part) for part in command],
-                    stdin=subprocess.DEVNULL,
-                    stdout=stream,
-                    stderr=subprocess.STDOUT,
-                    env={**os.environ, **(environment or {})},
-                    cwd=directory,
-                    user=user,
-                    # An empty list: with another user, drop root's groups as well.
-                    extra_groups=[] if user is not None else None,
-                    start_new_session=True,
-                )
+                if forked:
+                    assert directory is not None
+                    self._process: subprocess.Popen[bytes] | ForkedProcess = fork(
+                        arguments,
+                        output=output,
+                        environment=environment or {},
+                        directory=directory,
+                    )
+                else:
+                    self._process = subprocess.Popen(
+                        arguments,
+                        stdin=subprocess.DEVNULL,
+                        stdout=stream,
+                        stderr=subprocess.STDOUT,
+                        env={**os.environ, **(environment or {})},
+                        cwd=directory,
+                        user=user,
+                        # An empty list: with another user, drop root's groups as well.
+                        extra_groups=[] if user is not None else None,
+                        start_new_session=True,
+                    )
                 _running.add(self)
                 _tell_watchdog(f"+{self._process.pid}")
 
