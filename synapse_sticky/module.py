@@ -120,21 +120,21 @@ class StickyEventsModule:
 
         limit = config.local_rate_limit
         rates = Rates(hs, "sticky_local_rate_limit", limit) if limit is not None else None
-        SenderCallbacks(hs, Gate(self._settings, rates, metrics)).install(api)
+        SenderCallbacks(hs, Gate(self._settings, rates, metrics)).install(hs, api)
         CreatorCallbacks(config.enabled_in_new_rooms).install(api)
-        follow_upgrades(self._settings)
+        follow_upgrades(hs, self._settings)
         carry_position(hs, lambda: reader.index.position)
         add_remaining_time(
             api, hs, clock, reader.noticed_until_ts, reader.sticky_until_ts, reader.has_passed
         )
         lift_history_visibility(hs, reader.is_sticky)
         hide_state_beside_lifted_events(hs)
-        lift_history_visibility_for_servers(federation, reader.is_sticky)
+        lift_history_visibility_for_servers(hs, federation, reader.is_sticky)
         filter_bundled_aggregations(hs, reader.is_sticky)
-        sending.install()
+        sending.install(hs)
         retries = Retries(clock, waker)
-        sync.install(delivery, source, retries, metrics, config.max_events_per_sync)
-        sliding_sync.install(delivery, source, retries, metrics)
+        sync.install(hs, delivery, source, retries, metrics, config.max_events_per_sync)
+        sliding_sync.install(hs, delivery, source, retries, metrics)
         check_servlets()
         extremities.install(hs)
         reader.start(config)

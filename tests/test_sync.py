@@ -1223,3 +1223,20 @@ def test_state_after(homeserver: Homeserver, alice: Client, bob: Client, room: s
     assert ids(sticky_in(answer, room)) == sent
     assert entry["org.matrix.msc4222.state_after"]["events"] == []
     assert entry["timeline"]["events"] == []
+
+
+@pytest.mark.deployments("sqlite")
+def test_presence_beside_sections(make_homeserver: MakeHomeserver) -> None:
+    # C2a: Synapse has presence on unless told otherwise
+    homeserver = make_homeserver(extra_config={"presence": {"enabled": True}})
+    homeserver.start()
+    alice, bob = homeserver.register(), homeserver.register()
+    room = alice.create_room(preset="public_chat")
+    bob.join(room)
+    sent = send_sticky(alice, room, 1)
+    status = {"presence": "online", "status_msg": "in a call"}
+    alice.request("PUT", f"/_matrix/client/v3/presence/{quote(alice.user_id)}/status", json=status)
+    answer = bob.sync(filter=NO_MESSAGES)
+    assert ids(sticky_in(answer, room)) == sent
+    said = {event["sender"]: event["content"] for event in answer["presence"]["events"]}
+    assert said[alice.user_id]["status_msg"] == "in a call"

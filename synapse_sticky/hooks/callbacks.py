@@ -26,7 +26,8 @@ from synapse.types import JsonDict
 from synapse.util import async_helpers
 
 from synapse_sticky.control.gate import Gate
-from synapse_sticky.hooks.guard import shielded, wrap
+from synapse_sticky.hooks.guard import shielded
+from synapse_sticky.hooks.sharing import synapses, wrap_for
 from synapse_sticky.protocol import EVENT_KEY
 from synapse_sticky.room_settings import SETTINGS_TYPE, mistake_in, settings_content
 from synapse_sticky.seams.checks import require
@@ -55,10 +56,10 @@ class SenderCallbacks:
         self._gate = gate
         self._passes: Awaitable[Any] = async_helpers.DoneAwaitable(NOT_SPAM)
 
-    def install(self, api: ModuleApi) -> None:
+    def install(self, hs: HomeServer, api: ModuleApi) -> None:
         """Let Synapse ask about the events that it creates and schedules for local users."""
-        _note_what_is_created()
-        _judge_when_scheduled(self.judge_scheduled)
+        _note_what_is_created(hs)
+        _judge_when_scheduled(hs, self.judge_scheduled)
         api.register_spam_checker_callbacks(check_event_for_spam=self.check_event_for_spam)
 
     def check_event_for_spam(self, event: EventBase) -> Awaitable[Any]:
@@ -116,8 +117,8 @@ class CreatorCallbacks:
             request["initial_state"] = [*initial_state, settings]
 
 
-def _note_what_is_created() -> None:
-    create = EventCreationHandler.create_and_send_nonmember_event
+def _note_what_is_created(hs: HomeServer) -> None:
+    create = synapses(EventCreationHandler, "create_and_send_nonmember_event")
 
     def create_and_send_nonmember_event(
         self: Any, requester: Any, event_dict: JsonDict, *args: Any, **kwargs: Any
@@ -130,7 +131,8 @@ def _note_what_is_created() -> None:
             return _during(send, create, self, requester, event_dict, *args, **kwargs)
         return create(self, requester, event_dict, *args, **kwargs)
 
-    wrap(
+    wrap_for(
+        hs,
         EventCreationHandler,
         "create_and_send_nonmember_event",
         create_and_send_nonmember_event,
@@ -139,8 +141,11 @@ def _note_what_is_created() -> None:
     )
 
 
-def _judge_when_scheduled(judge: Callable[[Any, JsonDict], Awaitable[None]]) -> None:
-    add, send_event = DelayedEventsHandler.add, DelayedEventsHandler._send_event
+def _judge_when_scheduled(
+    hs: HomeServer, judge: Callable[[Any, JsonDict], Awaitable[None]]
+) -> None:
+    add = synapses(DelayedEventsHandler, "add")
+    send_event = synapses(DelayedEventsHandler, "_send_event")
 
     async def add_delayed_event(self: Any, requester: Any, **event: Any) -> Any:
         await judge(requester, event)
@@ -150,8 +155,8 @@ def _judge_when_scheduled(judge: Callable[[Any, JsonDict], Awaitable[None]]) -> 
         return _during(_DUE, send_event, self, *args, **kwargs)
 
     names = ("room_id", "event_type", "state_key", "content", "sticky_duration_ms")
-    wrap(DelayedEventsHandler, "add", add_delayed_event, "requester", *names)
-    wrap(DelayedEventsHandler, "_send_event", send_due_event)
+    wrap_for(hs, DelayedEventsHandler, "add", add_delayed_event, "requester", *names)
+    wrap_for(hs, DelayedEventsHandler, "_send_event", send_due_event)
 
 
 async def _during(send: _Send, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -15,7 +15,9 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from synapse.http.servlet import RestServlet
+from synapse.server import HomeServer
 
+from synapse_sticky.hooks.sharing import SYNAPSES, chosen, note, synapses
 from synapse_sticky.seams.checks import misfit, require
 
 # Synapse's flag for its own sticky events, and what it may be called where it is stored.
@@ -25,8 +27,8 @@ _FLAG = re.compile(r"\w*msc4354\w*")
 _LEFT_ALONE = "RoomStateEventRestServlet"
 
 
-def use_instead(module: ModuleType, name: str, factory: Callable[..., Any]) -> None:
-    """Make Synapse build our class in place of its own.
+def use_instead(hs: HomeServer, module: ModuleType, name: str, factory: Callable[..., Any]) -> None:
+    """Make a homeserver build our class in place of Synapse's own.
 
     Args:
         module: where Synapse looks the class up when it builds one.
@@ -34,10 +36,22 @@ def use_instead(module: ModuleType, name: str, factory: Callable[..., Any]) -> N
         factory: our subclass, perhaps with arguments bound.
     """
     require(module, name)
+    original = synapses(module, name)
     ours: Any = factory.func if isinstance(factory, partial) else factory
     # Synapse's metrics and logs go by the name of the class.
-    ours.__name__, ours.__qualname__ = name, getattr(module, name).__qualname__
-    setattr(module, name, factory)
+    ours.__name__, ours.__qualname__ = name, original.__qualname__
+    place = note(hs, original, factory)
+
+    def build(cls: type, hs: HomeServer, *args: Any, **kwargs: Any) -> Any:
+        if cls is not chooser:
+            # A subclass that somebody else has made of it.
+            return object.__new__(cls)
+        return chosen(hs, place, original)(hs, *args, **kwargs)
+
+    # Synapse calls static methods by this name as well.
+    kept = {key: getattr(original, key) for key in ("__module__", "__qualname__", "__doc__")}
+    chooser: Any = type(name, (original,), {**kept, "__new__": build, SYNAPSES: original})
+    setattr(module, name, chooser)
 
 
 def check_servlets() -> None:

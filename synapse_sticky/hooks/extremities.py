@@ -12,10 +12,12 @@ from typing import Any
 from synapse.api.errors import Codes, NotFoundError, SynapseError
 from synapse.federation.transport import server
 from synapse.federation.transport.server._base import BaseFederationServlet
+from synapse.http.server import HttpServer
 from synapse.server import HomeServer
 from synapse.types import JsonDict
 from synapse.util.stringutils import parse_and_validate_server_name
 
+from synapse_sticky.hooks.sharing import is_noted, note
 from synapse_sticky.protocol import EXTREMITIES_PREFIX
 from synapse_sticky.seams.checks import require
 
@@ -35,6 +37,7 @@ def install(hs: HomeServer) -> None:
     require(server, "SERVLET_GROUPS")
     require(BaseFederationServlet, "register")
     server.SERVLET_GROUPS[_SERVLET_GROUP] = (ExtremitiesServlet,)
+    note(hs, ExtremitiesServlet, ExtremitiesServlet)
 
 
 class ExtremitiesServlet(BaseFederationServlet):
@@ -46,6 +49,7 @@ class ExtremitiesServlet(BaseFederationServlet):
 
     def __init__(self, hs: HomeServer, *args: Any, **kwargs: Any) -> None:
         super().__init__(hs, *args, **kwargs)
+        self._is_served = is_noted(hs, ExtremitiesServlet)
         self._store: Any = hs.get_datastores().main
         self._federation_server = hs.get_federation_server()
         self._event_auth_handler = hs.get_event_auth_handler()
@@ -53,6 +57,11 @@ class ExtremitiesServlet(BaseFederationServlet):
         require(self._store, "get_room_version_id", "room_id")
         require(self._federation_server, "check_server_matches_acl", "server_name", "room_id")
         require(self._event_auth_handler, "assert_host_in_room", "room_id", "host")
+
+    def register(self, server: HttpServer) -> None:
+        """Serve it, if this homeserver of the process is to."""
+        if self._is_served:
+            super().register(server)
 
     async def on_GET(
         self, origin: str, content: None, query: dict[bytes, list[bytes]], room_id: str

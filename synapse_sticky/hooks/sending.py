@@ -17,6 +17,7 @@ from synapse.server import HomeServer
 from synapse.types import JsonDict
 
 from synapse_sticky.hooks.classes import use_instead
+from synapse_sticky.hooks.sharing import synapses
 from synapse_sticky.protocol import DURATION_PARAMETER, VERSIONS_FLAG
 from synapse_sticky.seams.checks import require
 from synapse_sticky.stickiness import check_duration, parse_duration_parameter
@@ -33,17 +34,14 @@ def check() -> None:
     require(versions.VersionsRestServlet, "on_GET", "request")
 
 
-def install() -> None:
+def install(hs: HomeServer) -> None:
     """Make the homeserver build servlets that take and announce the duration."""
-    use_instead(
-        room,
-        "RoomSendEventRestServlet",
-        _taking_duration(room.RoomSendEventRestServlet, _check_query),
-    )
+    servlet = _taking_duration(synapses(room, "RoomSendEventRestServlet"), _check_query)
+    use_instead(hs, room, "RoomSendEventRestServlet", servlet)
     if hasattr(room, _DELAYED_EVENTS):
-        servlet = _taking_duration(getattr(room, _DELAYED_EVENTS), _check_query_and_body)
-        use_instead(room, _DELAYED_EVENTS, servlet)
-    use_instead(versions, "VersionsRestServlet", StickyVersionsServlet)
+        servlet = _taking_duration(synapses(room, _DELAYED_EVENTS), _check_query_and_body)
+        use_instead(hs, room, _DELAYED_EVENTS, servlet)
+    use_instead(hs, versions, "VersionsRestServlet", StickyVersionsServlet)
 
 
 def _taking_duration(servlet: Any, check: Callable[[SynapseRequest], None]) -> Any:

@@ -135,7 +135,9 @@ def check() -> None:
     require(sync_rest.SlidingSyncRestServlet, "encode_response", "requester", "sliding_sync_result")
 
 
-def install(delivery: Delivery, source: EventSource, retries: Retries, metrics: Metrics) -> None:
+def install(
+    hs: HomeServer, delivery: Delivery, source: EventSource, retries: Retries, metrics: Metrics
+) -> None:
     """Makes the homeserver build a Sliding Sync that has the extension."""
     handler = partial(
         StickySlidingSyncHandler,
@@ -144,8 +146,8 @@ def install(delivery: Delivery, source: EventSource, retries: Retries, metrics: 
         retries=retries,
         metrics=metrics,
     )
-    use_instead(synapse_server, "SlidingSyncHandler", handler)
-    use_instead(sync_rest, "SlidingSyncRestServlet", StickySlidingSyncServlet)
+    use_instead(hs, synapse_server, "SlidingSyncHandler", handler)
+    use_instead(hs, sync_rest, "SlidingSyncRestServlet", StickySlidingSyncServlet)
 
 
 class StickyRoomLists(room_lists.SlidingSyncRoomLists):

@@ -121,7 +121,12 @@ def check() -> None:
 
 
 def install(
-    delivery: Delivery, source: EventSource, retries: Retries, metrics: Metrics, limit: int
+    hs: HomeServer,
+    delivery: Delivery,
+    source: EventSource,
+    retries: Retries,
+    metrics: Metrics,
+    limit: int,
 ) -> None:
     """Make the homeserver build a ``/sync`` that has sections.
 
@@ -129,9 +134,9 @@ def install(
         limit: how many sticky events one response carries at most.
     """
     handler = partial(StickySyncHandler, delivery=delivery, retries=retries, limit=limit)
-    use_instead(synapse_server, "SyncHandler", handler)
+    use_instead(hs, synapse_server, "SyncHandler", handler)
     servlet = partial(StickySyncServlet, source=source, retries=retries, metrics=metrics)
-    use_instead(sync_rest, "SyncRestServlet", servlet)
+    use_instead(hs, sync_rest, "SyncRestServlet", servlet)
 
 
 class StickySyncHandler(sync.SyncHandler):

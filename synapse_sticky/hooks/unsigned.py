@@ -12,6 +12,7 @@ There the time is added to the formatted event.
 
 import copy
 from collections.abc import Awaitable, Callable
+from operator import attrgetter
 from typing import Any, Final
 
 from synapse.appservice import api as appservice_api
@@ -26,6 +27,7 @@ from synapse.types import JsonDict
 
 from synapse_sticky import stickiness
 from synapse_sticky.hooks.guard import shielded, wrap
+from synapse_sticky.hooks.sharing import synapses, wrap_for
 from synapse_sticky.protocol import EVENT_KEY, REMAINING_KEY
 from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.checks import require
@@ -159,7 +161,7 @@ def _on_events_formatted_apart(hs: HomeServer, complete: Complete) -> None:
         wrap(application_services, "put_json", put_completed_json, "uri", "json_body")
 
     if hasattr(room_rest, "serialize_event"):
-        get_state = room_rest.RoomStateEventRestServlet.on_GET
+        get_state = synapses(room_rest.RoomStateEventRestServlet, "on_GET")
 
         async def get_completed_state(
             servlet: Any, request: SynapseRequest, *args: Any, **kwargs: Any
@@ -170,17 +172,31 @@ def _on_events_formatted_apart(hs: HomeServer, complete: Complete) -> None:
                 await complete(body)
             return code, body
 
-        wrap(room_rest.RoomStateEventRestServlet, "on_GET", get_completed_state, "request")
+        wrap_for(
+            hs,
+            room_rest.RoomStateEventRestServlet,
+            "on_GET",
+            get_completed_state,
+            "request",
+            homeserver_of=attrgetter("auth.hs"),
+        )
 
     if hasattr(admin_rest, "serialize_event"):
-        fetch_event = admin_rest.EventRestServlet.on_GET
+        fetch_event = synapses(admin_rest.EventRestServlet, "on_GET")
 
         async def fetch_completed_event(*args: Any, **kwargs: Any) -> tuple[int, JsonDict]:
             code, body = await fetch_event(*args, **kwargs)
             await complete(body["event"])
             return code, body
 
-        wrap(admin_rest.EventRestServlet, "on_GET", fetch_completed_event, "request")
+        wrap_for(
+            hs,
+            admin_rest.EventRestServlet,
+            "on_GET",
+            fetch_completed_event,
+            "request",
+            homeserver_of=attrgetter("_auth.hs"),
+        )
 
 
 def _tolerate_filters_without_unsigned(hs: HomeServer) -> None:

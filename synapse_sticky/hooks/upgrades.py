@@ -10,19 +10,21 @@ from typing import Any
 
 from synapse.handlers.room import RoomCreationHandler
 from synapse.handlers.room_member import RoomMemberHandler
+from synapse.server import HomeServer
 
 from synapse_sticky.control.settings import Settings
-from synapse_sticky.hooks.guard import shielded, wrap
+from synapse_sticky.hooks.guard import shielded
+from synapse_sticky.hooks.sharing import synapses, wrap_for
 from synapse_sticky.room_settings import SETTINGS_TYPE, settings_content
 
 # What the settings of the room say that is being upgraded.
 _enabled: ContextVar[bool | None] = ContextVar("synapse_sticky_upgrade", default=None)
 
 
-def follow_upgrades(settings: Settings) -> None:
+def follow_upgrades(hs: HomeServer, settings: Settings) -> None:
     """Give a room that is upgraded the old room's settings, and the admin's override of it."""
-    _copy_settings(settings)
-    transfer = RoomMemberHandler.transfer_room_state_on_room_upgrade
+    _copy_settings(hs, settings)
+    transfer = synapses(RoomMemberHandler, "transfer_room_state_on_room_upgrade")
 
     async def transfer_room_state_on_room_upgrade(
         self: Any, old_room_id: str, room_id: str
@@ -31,7 +33,8 @@ def follow_upgrades(settings: Settings) -> None:
             await settings.follow_upgrade(old_room_id, room_id)
         await transfer(self, old_room_id, room_id)
 
-    wrap(
+    wrap_for(
+        hs,
         RoomMemberHandler,
         "transfer_room_state_on_room_upgrade",
         transfer_room_state_on_room_upgrade,
@@ -40,9 +43,9 @@ def follow_upgrades(settings: Settings) -> None:
     )
 
 
-def _copy_settings(settings: Settings) -> None:
-    clone = RoomCreationHandler.clone_existing_room
-    send_events = RoomCreationHandler._send_events_for_new_room
+def _copy_settings(hs: HomeServer, settings: Settings) -> None:
+    clone = synapses(RoomCreationHandler, "clone_existing_room")
+    send_events = synapses(RoomCreationHandler, "_send_events_for_new_room")
 
     async def clone_existing_room(
         self: Any, requester: Any, old_room_id: str, *args: Any, **kwargs: Any
@@ -63,7 +66,11 @@ def _copy_settings(settings: Settings) -> None:
         return await send_events(self, *args, **kwargs)
 
     names = ("requester", "old_room_id")
-    wrap(RoomCreationHandler, "clone_existing_room", clone_existing_room, *names)
-    wrap(
-        RoomCreationHandler, "_send_events_for_new_room", send_events_for_new_room, "initial_state"
+    wrap_for(hs, RoomCreationHandler, "clone_existing_room", clone_existing_room, *names)
+    wrap_for(
+        hs,
+        RoomCreationHandler,
+        "_send_events_for_new_room",
+        send_events_for_new_room,
+        "initial_state",
     )

@@ -23,6 +23,7 @@ import functools
 import sys
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextvars import ContextVar
+from operator import attrgetter
 from typing import Any, Final
 
 import attr
@@ -35,6 +36,7 @@ from synapse.types import get_domain_from_id
 from synapse.types.handlers.sliding_sync import SlidingSyncResult
 
 from synapse_sticky.hooks.guard import shielded, wrap
+from synapse_sticky.hooks.sharing import choosing, synapses, wrap_for
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.events import ClientEvent, event_of, sticky_duration_ms, without_replaced
 from synapse_sticky.seams.federation import Federation
@@ -63,7 +65,7 @@ def lift_history_visibility(hs: HomeServer, is_sticky: Callable[[str], bool]) ->
     store: Any = hs.get_datastores().main
     require(store, "get_rooms_for_user")
     require(store, "are_users_erased")
-    original = visibility.filter_and_transform_events_for_client
+    original = synapses(visibility, _FUNCTION)
 
     @functools.wraps(original)
     async def filter_and_transform_events_for_client(
@@ -115,7 +117,7 @@ def lift_history_visibility(hs: HomeServer, is_sticky: Callable[[str], bool]) ->
             and not e.internal_metadata.is_outlier()
         ]
 
-    _replace_everywhere(_FUNCTION, original, filter_and_transform_events_for_client)
+    _replace_everywhere(hs, _FUNCTION, filter_and_transform_events_for_client)
 
 
 def hide_state_beside_lifted_events(hs: HomeServer) -> None:
@@ -132,14 +134,22 @@ def hide_state_beside_lifted_events(hs: HomeServer) -> None:
         require(state, name_of_current, "room_id", "state_filter")
         reads = _current_if_lifted(getattr(state, name), getattr(state, name_of_current))
         wrap(state, name, reads, "event_ids", "state_filter")
-    get_messages = _without_replaced_state(pagination.PaginationHandler.get_messages, "state")
+    get_messages = _without_replaced_state(
+        synapses(pagination.PaginationHandler, "get_messages"), "state"
+    )
     require(attr.fields(pagination.GetMessagesResult), "state")
-    wrap(pagination.PaginationHandler, "get_messages", get_messages)
+    wrap_for(hs, pagination.PaginationHandler, "get_messages", get_messages)
     get_room = _without_replaced_state(
-        sliding_sync.SlidingSyncHandler.get_room_sync_data, "required_state"
+        synapses(sliding_sync.SlidingSyncHandler, "get_room_sync_data"), "required_state"
     )
     require(attr.fields(SlidingSyncResult.RoomResult), "required_state")
-    wrap(sliding_sync.SlidingSyncHandler, "get_room_sync_data", get_room)
+    wrap_for(
+        hs,
+        sliding_sync.SlidingSyncHandler,
+        "get_room_sync_data",
+        get_room,
+        homeserver_of=attrgetter("store.hs"),
+    )
     current_state = state.get_current_state
 
     async def get_current_state(room_id: str, *args: Any, **kwargs: Any) -> Any:
@@ -201,7 +211,7 @@ def _state_without_replaced(state: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def lift_history_visibility_for_servers(
-    federation: Federation, is_sticky: Callable[[str], bool]
+    hs: HomeServer, federation: Federation, is_sticky: Callable[[str], bool]
 ) -> None:
     """Wrap Synapse's filter of events that other servers ask for.
 
@@ -218,7 +228,7 @@ def lift_history_visibility_for_servers(
         "events",
         "filter_out_remote_partial_state_events",
     )
-    original = visibility.filter_events_for_server
+    original = synapses(visibility, _SERVER_FUNCTION)
 
     @functools.wraps(original)
     async def filter_events_for_server(
@@ -228,7 +238,9 @@ def lift_history_visibility_for_servers(
         events: Sequence[EventBase],
         **kwargs: Any,
     ) -> list[EventBase]:
-        result = await original(storage, target_server_name, local_server_name, events, **kwargs)
+        result: list[EventBase] = await original(
+            storage, target_server_name, local_server_name, events, **kwargs
+        )
         with shielded("Cannot lift the history visibility of sticky events for a server"):
             # What is hidden is pruned by now, so not sticky any more, or left out.
             in_full = [event for event in result if sticky_duration_ms(event)]
@@ -261,7 +273,7 @@ def lift_history_visibility_for_servers(
                 may_see.append(event)
         return may_see
 
-    _replace_everywhere(_SERVER_FUNCTION, original, filter_events_for_server)
+    _replace_everywhere(hs, _SERVER_FUNCTION, filter_events_for_server)
 
 
 def _hidden_sticky(
@@ -289,15 +301,20 @@ def _merged(
     return [shown[event.event_id] for event in events if event.event_id in shown]
 
 
-def _replace_everywhere(name: str, original: object, replacement: object) -> None:
-    """Put a function where most of Synapse's modules have imported it by name."""
+def _replace_everywhere(hs: HomeServer, name: str, replacement: Callable[..., Any]) -> None:
+    """Put a function where most of Synapse's modules have imported it by name.
+
+    Its first argument is the homeserver's storage.
+    """
+    original = synapses(visibility, name)
+    choose = choosing(hs, original, replacement, attrgetter("main.hs"))
     for module_name, module in list(sys.modules.items()):
         if (
             module_name.startswith("synapse.")
             and module_name not in _UNLIFTED_MODULES
-            and getattr(module, name, None) is original
+            and synapses(module, name) is original
         ):
-            setattr(module, name, replacement)
+            setattr(module, name, choose)
 
 
 def filter_bundled_aggregations(hs: HomeServer, is_sticky: Callable[[str], bool]) -> None:
