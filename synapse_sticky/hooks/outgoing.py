@@ -84,7 +84,18 @@ def follow_queues(
         return response
 
     wrap(manager, "send_new_transaction", send_new_transaction)
-    wrap(transport, "send_transaction", send_transaction)
+    manager._transport_layer = _Followed(transport, send_transaction)
+
+
+class _Followed:
+    """What sends transactions, as the queues see it. Others go on to use the original."""
+
+    def __init__(self, transport: Any, send_transaction: Callable[..., Any]) -> None:
+        self.send_transaction = send_transaction
+        self._transport = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 def follow_returns(hs: HomeServer, callback: Callable[[str], None]) -> None:

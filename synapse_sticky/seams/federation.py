@@ -124,13 +124,13 @@ class Federation:
         require(Linearizer, "queue", "key")
         self._turns = Linearizer(name="sticky_federation", clock=hs.get_clock())
         self._sender: Any = hs.get_federation_sender()
-        self._transport: Any = hs.get_federation_transport_client()
         require(FederationSender, "_get_per_destination_queue", "destination")
         require(PerDestinationQueue, "attempt_new_transaction")
         require(PerDestinationQueue, "pending_pdu_count")
         require(self._store, "get_federation_out_pos", "typ")
+        http_client = matrixfederationclient.MatrixFederationHttpClient
         require(
-            self._transport.client,
+            http_client,
             "get_json",
             "destination",
             "path",
@@ -139,7 +139,7 @@ class Federation:
             "ignore_backoff",
         )
         require(
-            self._transport.client,
+            http_client,
             "put_json",
             "destination",
             "path",
@@ -149,6 +149,10 @@ class Federation:
         )
         client_logger = logging.getLogger(matrixfederationclient.__name__)
         client_logger.addFilter(_NoWarningWhenAsking())
+
+    @property
+    def _client(self) -> Any:
+        return self._hs.get_federation_http_client()
 
     def sends_to(self, server_name: str) -> bool:
         """Whether it is this process that sends to a server."""
@@ -217,7 +221,7 @@ class Federation:
             "edus": [],
         }
         with self._counted("send"):
-            response = await self._transport.client.put_json(
+            response = await self._client.put_json(
                 server_name,
                 path=path,
                 data=transaction,
@@ -312,7 +316,7 @@ class Federation:
 
     async def _get(self, server_name: str, path: str, args: Mapping[str, str] | None) -> object:
         with self._counted(path.partition("/")[0]):
-            answer: object = await self._transport.client.get_json(
+            answer: object = await self._client.get_json(
                 server_name,
                 path=f"/_matrix/federation/v1/{path}",
                 args=args,

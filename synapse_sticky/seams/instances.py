@@ -18,5 +18,7 @@ def name_of_indexer(hs: HomeServer) -> str:
         return hs.get_instance_name()
     require(_base, "read_config_files", "config_files")
     require(hs.config, "config_files")
-    options = _base.read_config_files(hs.config.config_files)
+    # A configuration need not be from files.
+    files = hs.config.config_files
+    options = _base.read_config_files(files) if files else {}
     return str(options.get("run_background_tasks_on") or _MAIN)
