@@ -229,30 +229,35 @@ class StickyStore:
                 )
             if txn.rowcount != 1:
                 raise LostRace()
-            txn.execute_batch(
+            _execute_batch(
+                txn,
                 "INSERT INTO synapse_sticky_events "
                 "(event_id, room_id, sender, expires_ts, stream_ordering, revision, position, "
                 "held_reason, owed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT (event_id) DO NOTHING",
                 event_rows,
             )
-            txn.execute_batch(
+            _execute_batch(
+                txn,
                 "UPDATE synapse_sticky_events SET revision = ?, position = ?, held_reason = ? "
                 "WHERE event_id = ?",
                 rejudged,
             )
-            txn.execute_batch(
+            _execute_batch(
+                txn,
                 "DELETE FROM synapse_sticky_held WHERE event_id = ?",
                 [(event_id,) for *_, event_id in rejudged],
             )
-            txn.execute_batch(
+            _execute_batch(
+                txn,
                 "INSERT INTO synapse_sticky_held (event_id, reason) VALUES (?, ?) "
                 "ON CONFLICT (event_id, reason) DO NOTHING",
                 reason_rows,
             )
             for event_id in accepted:
                 unset_soft_failed(txn, event_id)
-            txn.execute_batch(
+            _execute_batch(
+                txn,
                 "INSERT INTO synapse_sticky_joins "
                 "(member, room_id, stream_ordering, instance_name, position, expires_ts) "
                 "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (member, room_id) DO UPDATE SET "
@@ -331,8 +336,15 @@ class StickyStore:
         return await self._api.run_db_interaction("sticky_delete_expired", delete_expired_txn)
 
 
+def _execute_batch(txn: LoggingTransaction, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Execute a statement for each row. Without rows, Synapse's own makes a query all the same."""
+    if rows:
+        txn.execute_batch(sql, rows)
+
+
 def _store_watermarks(txn: LoggingTransaction, rows: Iterable[WatermarkRow], now_ts: int) -> None:
-    txn.execute_batch(
+    _execute_batch(
+        txn,
         "INSERT INTO synapse_sticky_watermarks AS w (server_name, room_id, joined_position, "
         "settled_position, expires_ts, settled_from) "
         "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (server_name, room_id) DO UPDATE SET "
