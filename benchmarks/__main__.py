@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks import flood, latency, new_server, plot, report, watermarks
+from benchmarks import change, flood, latency, new_server, plot, report, watermarks
 from benchmarks.clock import machine_busy_s, own_cpu_s
 from benchmarks.growth import growing_servers, growth_scenarios
 from benchmarks.measure import Measurement, Scenario, measure, measure_idleness
@@ -57,18 +57,25 @@ class Extent:
 
 FULL: Final = Extent(40, 10, 58, 200, 200, [0, 1_000, 10_000, 100_000], 5, 6, 5, 1_000, 400, 10_000)
 QUICK: Final = Extent(5, 5, 20, 40, 40, [0, 1_000, 100_000], 2, 2, 2, 200, 60, 2_000)
-SECTIONS: Final = (new_server.KEY, watermarks.KEY, latency.KEY, flood.KEY)
-"""What needs several homeservers, and can be measured without the rest."""
+SECTIONS: Final = (new_server.KEY, watermarks.KEY, latency.KEY, flood.KEY, change.KEY)
+"""What can be measured without the rest. The last one only with `--against`."""
 # How much longer than others these may take.
-_PATIENCE: Final = {new_server.KEY: 5, watermarks.KEY: 3, latency.KEY: 10, flood.KEY: 0}
+_PATIENCE: Final = {
+    new_server.KEY: 5,
+    watermarks.KEY: 3,
+    latency.KEY: 10,
+    flood.KEY: 0,
+    change.KEY: 1,
+}
 
 
 class Run:
     """One run."""
 
-    def __init__(self, extent: Extent, only: set[str]) -> None:
+    def __init__(self, extent: Extent, only: set[str], against: str | None) -> None:
         self._extent = extent
         self._only = only
+        self._against = against
         self._progress = Progress()
         self._directory = temporary_directory("benchmarks-")
         # Of processes whose CPU time was read for the last time.
@@ -115,6 +122,20 @@ class Run:
             elif key == flood.KEY:
                 self._progress.line("Flooding a room")
                 section = flood.measure_flood(directory, extent.flood, self._progress)
+            elif key == change.KEY:
+                if self._against is None:
+                    continue
+                self._progress.line(f"Comparing with the module at {self._against}")
+                section = change.measure_change(
+                    directory,
+                    self._against,
+                    extent.rooms,
+                    extent.rounds,
+                    extent.requests,
+                    budget_s,
+                    self._progress,
+                    self._show,
+                )
             else:
                 self._progress.line("Sending to many servers")
                 measured, section = watermarks.measure_watermarks(
@@ -207,9 +228,16 @@ def main() -> None:
         help="measure these only, and write no document; of these "
         f"({', '.join(SECTIONS)}) it replaces the sections in that of --output",
     )
+    parser.add_argument(
+        "--against",
+        metavar="REVISION",
+        help=f"compare with the module at this revision of the repository ({change.KEY})",
+    )
     arguments = parser.parse_args()
+    if change.KEY in arguments.only and arguments.against is None:
+        parser.error(f"{change.KEY} needs --against REVISION, for example: --against HEAD~1")
     extent = QUICK if arguments.quick else FULL
-    run = Run(extent, set(arguments.only))
+    run = Run(extent, set(arguments.only), arguments.against)
     if arguments.only and set(arguments.only) <= set(SECTIONS):
         sections = run.sections()
         for line in report.target_lines(t for section in sections for t in section.targets):

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.server import PLAIN, Server
 from harness.client import Client
@@ -67,12 +68,16 @@ def build_world(
     return World(directory, reader, writer, small_room, large_room, gap_room, ten_events)
 
 
-def copy_server(origin: Path, name: str, kind: str, directory: Path) -> Server:
-    """Make a server, not started yet, that has the users and rooms of a stopped one."""
+def copy_server(origin: Path, name: str, kind: str, directory: Path, **options: Any) -> Server:
+    """Make a server, not started yet, that has the users and rooms of a stopped one.
+
+    Args:
+        options: of the server.
+    """
     directory.mkdir(parents=True)
     for path in [*origin.glob("homeserver.db*"), origin / "signing.key"]:
         shutil.copy(path, directory)
-    return Server(name, kind, directory)
+    return Server(name, kind, directory, **options)
 
 
 def _room_of_two(reader: Client, writer: Client) -> str:

@@ -64,7 +64,8 @@ class Homeserver:
     `python` is an interpreter that has another Synapse. With `proxied` other servers reach this
     one through `proxy`, which can be told to misbehave. With `own_flag` Synapse's own sticky
     events are switched on as long as the module is there, which then takes their place.
-    `lacking` names workers whose own configuration leaves the module out.
+    `lacking` names workers whose own configuration leaves the module out. `environment` is what
+    the processes have beside the environment of this one.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Homeserver:
         federation: bool = False,
         proxied: bool = False,
         python: str = sys.executable,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         if workers and (database == "sqlite" or redis_port is None):
             raise ValueError("workers need PostgreSQL and Redis")
@@ -97,6 +99,7 @@ class Homeserver:
         self._lacking = lacking
         self._registration_secret = secrets.token_hex(16)
         self._python = python
+        self._environment = environment or {}
         self._prepared = False
         self._processes: dict[str, ManagedProcess] = {}
         self._ports = {name: free_port() for name in ("main", "federation", "replication")}
@@ -271,7 +274,7 @@ class Homeserver:
         self._processes[name] = ManagedProcess(
             command,
             self._log_path(name),
-            environment={"PYTHONUNBUFFERED": "1"},
+            environment={"PYTHONUNBUFFERED": "1", **self._environment},
             directory=self.directory,
             forked=forked and CAN_FORK,
         )
