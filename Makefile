@@ -6,10 +6,10 @@ NOX := $(TOOLS)/bin/python -m nox
 APT_GET := $(shell [ "$$(id -u)" = 0 ] || echo sudo) env DEBIAN_FRONTEND=noninteractive apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-all test-quick test-on coverage demo bench build clean
+.PHONY: help test test-all test-quick test-on test-upstream coverage demo bench build clean
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
 test: $(TOOLS)/bin/nox ## Everything: lint, then the suite on the newest and the oldest Synapse
 	$(NOX) -s lint tests -- $(ARGS)
@@ -23,6 +23,9 @@ test-quick: $(TOOLS)/bin/nox ## The inner loop: lint, then what is quick, on the
 test-on: $(TOOLS)/bin/nox ## The suite on any Synapse: make test-on SYNAPSE=1.155.0 [ARGS="..."]
 	@test -n "$(SYNAPSE)" || { echo 'Which one? make test-on SYNAPSE=1.155.0' >&2; exit 2; }
 	$(NOX) -s tests_on -- $(SYNAPSE) $(ARGS)
+
+test-upstream: $(TOOLS)/bin/nox ## Synapse's own tests with the module: make test-upstream [SYNAPSE=1.155.0] [ARGS="tests.push"]
+	$(NOX) -s test_upstream -- $(or $(SYNAPSE),newest) $(ARGS)
 
 coverage: $(TOOLS)/bin/nox ## Which lines and branches the quick tests run: make coverage [ARGS="tests/unit"]
 	$(NOX) -s coverage -- $(ARGS)

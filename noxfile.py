@@ -82,6 +82,16 @@ def tests_on(session: nox.Session) -> None:
 
 
 @nox.session
+def test_upstream(session: nox.Session) -> None:
+    """Run Synapse's own tests with the module: the first argument is the version of Synapse."""
+    synapse, *arguments = session.posargs or [NEWEST]
+    # For what psycopg2 is compiled with: the tests want everything that Synapse can do with.
+    _install_servers(session)
+    _install(session, *_synapse(synapse, "all,test"), ".")
+    session.run("python", "-m", "upstream", *arguments, interrupt_timeout=PATIENCE_S)
+
+
+@nox.session
 def javascript(session: nox.Session) -> None:
     """Compare the ephemeral map with matrix-js-sdk's, in Node; without any Synapse."""
     _install(session, *_group("javascript"), ".")

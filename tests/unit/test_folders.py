@@ -11,7 +11,8 @@ MAY_IMPORT = {
     "harness": {"harness"},
     "demo": {"demo", "harness"},
     "benchmarks": {"benchmarks", "harness", "synapse_sticky"},
-    "tests": {"tests", "harness", "synapse_sticky"},
+    "upstream": {"upstream", "synapse_sticky"},
+    "tests": {"tests", "harness", "synapse_sticky", "upstream"},
 }
 OURS = {*MAY_IMPORT, "synapse_sticky"}
 SOURCES = [path for folder in MAY_IMPORT for path in sorted((ROOT / folder).rglob("*.py"))]

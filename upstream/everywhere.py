@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Puts the module into every homeserver that the tests of this process make."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import Mock
+
+from synapse.server import HomeServer
+from synapse.storage.types import Cursor
+
+from synapse_sticky import StickyEventsModule
+from synapse_sticky import module as sticky_module
+from synapse_sticky.seams.database import MigrationConnection
+
+
+def install() -> None:
+    """Let each homeserver load the module, as if its configuration said so."""
+    setattr(sticky_module, "MigrationConnection", PooledConnection)  # noqa: B010
+    setup: Callable[..., Any] = HomeServer.setup
+
+    def setup_with_module(hs: HomeServer, *args: Any, **kwargs: Any) -> Any:
+        modules: list[Any] = hs.config.modules.loaded_modules
+        if all(module is not StickyEventsModule for module, _ in modules):
+            modules.append((StickyEventsModule, StickyEventsModule.parse_config({})))
+        sender = vars(hs).get("_federation_sender")
+        if isinstance(sender, Mock) and not hasattr(sender, "_transaction_manager"):
+            # A test has replaced the sender by its class's public face.
+            sender._transaction_manager = Mock()
+        return setup(hs, *args, **kwargs)
+
+    setattr(HomeServer, "setup", setup_with_module)  # noqa: B010
+
+
+class PooledConnection(MigrationConnection):
+    """The connection of the pool, as the only one: the tests' databases are in memory."""
+
+    def __init__(self, hs: HomeServer) -> None:
+        # Another connection would find a database of its own.
+        pool: Any = hs.get_datastores().main.db_pool
+        self._engine = pool.engine
+        self._connection: Any = pool._db_pool.connect()
+
+    @contextmanager
+    def locked_transaction(self) -> Iterator[Cursor]:
+        """A transaction. There are no other processes."""
+        cursor = self._connection.cursor()
+        try:
+            yield cursor
+            self._connection.commit()
+        except BaseException:
+            self._connection.rollback()
+            raise
+        finally:
+            cursor.close()
+
+    def close(self) -> None:
+        """Leave the connection to the pool."""
