@@ -150,7 +150,9 @@ class StickyEventsModule:
                 config.federation_grace_period_ms,
                 bounds.current().events,
             )
-            looper = Looper(api, clock, reader, federation, ledger, config, metrics)
+            looper = Looper(
+                api, clock, reader, federation, ledger, config, metrics, Broadcast(hs, clock)
+            )
             looper.start(config)
             outgoing.follow_queues(
                 hs,

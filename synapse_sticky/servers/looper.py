@@ -31,7 +31,7 @@ from synapse.module_api import ModuleApi
 from synapse_sticky.config import StickyEventsConfig
 from synapse_sticky.deliverable.index import StickyEvent
 from synapse_sticky.deliverable.reader import IndexReader
-from synapse_sticky.seams.background import Clock
+from synapse_sticky.seams.background import Broadcast, Clock
 from synapse_sticky.seams.federation import Accepted, CannotReach, Federation
 from synapse_sticky.seams.metrics import PAYMENTS, Metrics
 from synapse_sticky.servers.ledger import Ledger
@@ -165,6 +165,7 @@ class Looper:
         ledger: Ledger,
         config: StickyEventsConfig,
         metrics: Metrics,
+        looked: Broadcast,
     ) -> None:
         self._api = api
         self._metrics = metrics
@@ -178,6 +179,7 @@ class Looper:
         self._ticking = False
         # Whether it is known who is owed what is from before this process started.
         self._has_looked = False
+        self._looked = looked
 
     def start(self, config: StickyEventsConfig) -> None:
         """Begins to follow what is owed."""
@@ -229,8 +231,10 @@ class Looper:
         """
         until_ts = self._now_ts() + _MAX_PRECEDENCE_MS
         while not self._has_looked and self._now_ts() < until_ts:
-            await self._tick()
-            await self._api.sleep(_FIRST_LOOK_MS / 1000)
+            # Queues go on in the order in which they came.
+            self._api.run_as_background_process("sticky_pay", self._tick)
+            if not self._has_looked:
+                await self._looked.wait(self._now_ts() + _FIRST_LOOK_MS)
         debtor = self._debtors.get(server_name)
         if debtor is None or not debtor.goes_first:
             return
@@ -295,6 +299,7 @@ class Looper:
             logger.exception("Cannot look for servers that are owed sticky events; trying again")
         finally:
             self._ticking = False
+            self._looked.notify_all()
 
     async def _look_into(self, room_id: str) -> None:
         """Finds the servers that are owed something in a room."""
