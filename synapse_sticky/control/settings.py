@@ -42,16 +42,17 @@ class Settings:
         override = self.overrides.get(Kind.ROOM, room_id)
         if override is not None:
             return RoomSettings(override.enabled, DecidedBy.ADMIN)
-        room = await self._rooms.read(room_id)
-        if room.enabled is not None:
-            return RoomSettings(room.enabled, DecidedBy.ROOM)
+        enabled = await self._rooms.enabled(room_id)
+        if enabled is not None:
+            return RoomSettings(enabled, DecidedBy.ROOM)
         if self.default is Default.PRIVATE_ROOMS:
-            return RoomSettings(not room.is_public, DecidedBy.DEFAULT)
+            is_private = not await self._rooms.is_public(room_id)
+            return RoomSettings(is_private, DecidedBy.DEFAULT)
         return RoomSettings(self.default is Default.ALL, DecidedBy.DEFAULT)
 
     async def decided_in_room(self, room_id: str) -> bool | None:
         """Return what the room's own settings say, None if nothing."""
-        return (await self._rooms.read(room_id)).enabled
+        return await self._rooms.enabled(room_id)
 
     async def follow_upgrade(self, old_room_id: str, new_room_id: str) -> None:
         """Let an override of a room count for the room that replaces it.

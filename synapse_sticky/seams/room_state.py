@@ -4,8 +4,8 @@
 from collections.abc import Iterable
 from typing import Any, Final
 
-import attr
 from synapse.api.constants import EventTypes, JoinRules
+from synapse.events import EventBase
 from synapse.server import HomeServer
 
 from synapse_sticky.room_settings import SETTINGS_TYPE, enabled_of
@@ -19,20 +19,6 @@ STATE_TYPES: Final = tuple(kind for kind, _ in _KEYS)
 """The types of the state that counts."""
 
 _MAX_ROOMS: Final = 10_000
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class StateOfRoom:
-    """What counts of a room's current state.
-
-    Attributes:
-        enabled: what the room's own settings say; None if there are none, or none that
-            can be read.
-        is_public: whether anybody may join.
-    """
-
-    enabled: bool | None
-    is_public: bool
 
 
 class RoomState:
@@ -55,17 +41,15 @@ class RoomState:
         # By room: up to where its state was read, and the IDs of the events.
         self._known: dict[str, tuple[int, dict[tuple[str, str], str]]] = {}
 
-    async def read(self, room_id: str) -> StateOfRoom:
-        """Return what counts in a room now; nothing of a room that is not known."""
-        event_ids = await self._event_ids(room_id)
-        # Not remembered: an event may be redacted, which changes no state.
-        events = await self._store.get_events(event_ids.values())
-        settings = events.get(event_ids.get(_SETTINGS, ""))
-        join_rules = events.get(event_ids.get(_JOIN_RULES, ""))
-        return StateOfRoom(
-            enabled_of(settings.content) if settings is not None else None,
-            join_rules is not None and join_rules.content.get("join_rule") == JoinRules.PUBLIC,
-        )
+    async def enabled(self, room_id: str) -> bool | None:
+        """Return what a room's own settings say now, None if nothing that can be read."""
+        settings = await self._event(room_id, _SETTINGS)
+        return enabled_of(settings.content) if settings is not None else None
+
+    async def is_public(self, room_id: str) -> bool:
+        """Whether anybody may join a room now. Nobody may join one that is not known."""
+        rules = await self._event(room_id, _JOIN_RULES)
+        return rules is not None and rules.content.get("join_rule") == JoinRules.PUBLIC
 
     async def successor(self, room_id: str) -> str | None:
         """Return the room that replaces a room, as its tombstone says; None if there is none."""
@@ -81,6 +65,14 @@ class RoomState:
             self._known.pop(room_id, None)
         for event_id in event_ids:
             self._store._invalidate_local_get_event_cache(event_id)
+
+    async def _event(self, room_id: str, key: tuple[str, str]) -> EventBase | None:
+        event_id = (await self._event_ids(room_id)).get(key)
+        if event_id is None:
+            return None
+        # Not remembered: an event may be redacted, which changes no state.
+        events: dict[str, EventBase] = await self._store.get_events([event_id])
+        return events.get(event_id)
 
     async def _event_ids(self, room_id: str) -> dict[tuple[str, str], str]:
         known = self._known.get(room_id)
