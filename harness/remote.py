@@ -90,6 +90,13 @@ class RemoteServer:
         self.judge: Callable[[Event], JsonDict | None] = lambda event: {}
         # Whether it has an event that it knows in its room's history, other than as an outlier.
         self.has_in_history: Callable[[Event], bool] = self._has_in_history
+        # Whether it leaves memberships out of its answer to a join if it may: a faster join.
+        self.omits_members = False
+        # Set while it answers joins, and questions for the state of a room.
+        self.lets_in = threading.Event()
+        self.lets_in.set()
+        self.tells_state = threading.Event()
+        self.tells_state.set()
         # How long it takes to answer a transaction, and a question for the event at some time.
         self.answers_after_s = 0.0
         self.finds_after_s = 0.0
@@ -572,6 +579,10 @@ class RemoteServer:
             case _, "_matrix", ["federation", ("v1" | "v2") as version, *rest]:
                 if rest[0] == "timestamp_to_event":
                     time.sleep(self.finds_after_s)
+                if rest[0] == "send_join":
+                    self.lets_in.wait(60)
+                if rest[0] in ("state", "state_ids"):
+                    self.tells_state.wait(60)
                 with self._changed:
                     return self._answer_federation(method, version, rest, parameters, body)
         raise _NotFound(target)
@@ -614,7 +625,8 @@ class RemoteServer:
             case "GET", ["make_join", room_id, user_id]:
                 return self._answer_make_join(room_id, user_id)
             case "PUT", ["send_join", room_id, _]:
-                answer = self._answer_send_join(room_id, body)
+                omits = self.omits_members and parameters.get("omit_members") == ["true"]
+                answer = self._answer_send_join(room_id, body, omits)
                 return answer if version == "v2" else [200, answer]
         raise _NotFound("/".join(parts))
 
@@ -723,20 +735,26 @@ class RemoteServer:
         }
         return {"event": pdu, "room_version": self.rooms[room_id].version}
 
-    def _answer_send_join(self, room_id: str, pdu: JsonDict) -> JsonDict:
+    def _answer_send_join(self, room_id: str, pdu: JsonDict, omits_members: bool) -> JsonDict:
         room = self.rooms[room_id]
         join = event_from_pdu(room.version, pdu)
         self._remember(join)
         destination = join.sender.partition(":")[2]
         if destination not in room.destinations:
             room.destinations.append(destination)
-        state = list(self._state_before[join.event_id].values())
+        state = [
+            event
+            for (kind, _), event in self._state_before[join.event_id].items()
+            if not (omits_members and kind == "m.room.member")
+        ]
+        servers = [self.server_name, *room.destinations]
         return {
             "origin": self.server_name,
             "event": pdu,
             "state": [event.pdu for event in state],
             "auth_chain": [event.pdu for event in self._auth_chain([join, *state])],
-            "members_omitted": False,
+            "members_omitted": omits_members,
+            **({"servers_in_room": servers} if omits_members else {}),
         }
 
 

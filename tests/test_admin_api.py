@@ -429,7 +429,7 @@ def test_changes_are_logged(homeserver: Homeserver, admin: Client) -> None:
     before = homeserver.log_position()
     name = unique("server")
     put(admin, f"servers/{name}/settings", {"enabled": False, "reason": "so be it"})
-    (line,) = [line for line in homeserver.log_since(before).splitlines() if f" {name}:" in line]
+    (line,) = [line for line in homeserver.log_since(before).splitlines() if f" '{name}':" in line]
     assert " INFO " in line
     assert admin.user_id in line
     assert "so be it" in line

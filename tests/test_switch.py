@@ -1,5 +1,7 @@
 """Sticky events are switched off and on again in a room, by its admins."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from harness.client import Client, JsonDict, MatrixError
@@ -8,11 +10,13 @@ from harness.remote import RemoteServer
 from harness.wait import eventually
 from tests.sliding import Connection, no_window
 from tests.support import (
+    NO_TIMELINE,
     SETTINGS,
     MakeHomeserver,
     follow,
     ids,
     is_recorded,
+    now_ms,
     quiet_token,
     reasons,
     sabotage,
@@ -108,6 +112,113 @@ def test_redacted_settings(homeserver: Homeserver, alice: Client, bob: Client, r
     eventually(lambda: reasons(homeserver, sent) == ["switched_off"], 10, "held")
     alice.redact(room, settings)
     eventually(lambda: section_ids(bob, room) == [sent], 10, "delivered")
+
+
+def settings_in(reader: Client, room: str) -> list[JsonDict]:
+    """The settings in a room's current state."""
+    return [event["content"] for event in reader.state(room) if event["type"] == SETTINGS]
+
+
+def test_a_state_reset_that_brings_older_settings_back(
+    homeserver: Homeserver, alice: Client, bob: Client, remote: RemoteServer
+) -> None:
+    # A4: nobody sends settings then, and the current state is others all the same
+    room = alice.create_room(preset="public_chat", room_version="10")
+    bob.join(room)
+    carol = remote.join(homeserver, room, "carol")
+    make_admin(alice, room, carol)
+    levels = remote.wait_for(lambda event: event.type == LEVELS and carol in event.content["users"])
+    # Dated later than what follows: of two branches, this one has the last word.
+    old = remote.send_event(
+        room,
+        carol,
+        {"enabled": False},
+        SETTINGS,
+        state_key="",
+        prev_events=[levels],
+        origin_server_ts=now_ms() + 60_000,
+    )
+    eventually(lambda: settings_in(alice, room) == [{"enabled": False}], 10, "off")
+    switch(alice, room, {"enabled": True})
+    (mine,) = send_sticky(alice, room)
+    theirs = remote.send_event(room, carol, **sticky()).event_id
+    eventually(lambda: section_ids(bob, room) == [mine, theirs], 10, "delivered")
+
+    branch = remote.send_event(room, carol, prev_events=[old])
+    eventually(lambda: settings_in(alice, room) == [{"enabled": False}], 10, "the reset")
+    eventually(lambda: section_ids(bob, room) == [], 10, "nothing")
+    assert [reasons(homeserver, event_id) for event_id in (mine, theirs)] == [["switched_off"]] * 2
+    for url in homeserver.client_urls:
+        with pytest.raises(MatrixError, match="admins of this room") as caught:
+            send_sticky(alice.via(url), room)
+        assert caught.value.status == 403
+    later = remote.send_event(room, carol, prev_events=[branch], **sticky()).event_id
+    eventually(lambda: reasons(homeserver, later) == ["switched_off"], 10, "held")
+    switch(alice, room, {"enabled": True})
+    eventually(lambda: section_ids(bob, room) == [mine, theirs, later], 10, "all")
+
+
+def test_settings_that_come_during_a_join(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    # A4: the server has the state of before them, and is sent them before it is in the room
+    room = remote.create_room("carol")
+    carol = remote.user_id("carol")
+    remote.lets_in.clear()
+    with ThreadPoolExecutor() as pool:
+        joined = pool.submit(alice.join, room, via=[remote.server_name])
+        eventually(lambda: any("/send_join/" in path for _, path in remote.requests), 20, "a join")
+        settings = remote.create_event(room, SETTINGS, {"enabled": False}, carol, "")
+        remote.send(settings, homeserver.server_name)
+        remote.lets_in.set()
+        joined.result(30)
+    assert settings_in(alice, room) == []
+    sent = remote.send_event(room, carol, **sticky()).event_id
+    eventually(lambda: reasons(homeserver, sent) == ["switched_off"], 20, "held")
+    assert settings_in(alice, room) == [{"enabled": False}]
+    with pytest.raises(MatrixError, match="admins of this room"):
+        send_sticky(alice, room)
+    remote.send_event(room, carol, {}, SETTINGS, state_key="")
+    eventually(lambda: section_ids(alice, room) == [sent], 10, "delivered")
+
+
+def test_settings_that_come_during_a_faster_join(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    # A4: while the members of the room are not known yet, and afterwards
+    room = remote.create_room("carol")
+    carol = remote.user_id("carol")
+    remote.omits_members = True
+    remote.tells_state.clear()
+    alice.join(room, via=[remote.server_name])
+    try:
+        sent = [remote.send_event(room, carol, **sticky()).event_id]
+        # Until then others are not shown the room.
+        lazily = {"room": {**NO_TIMELINE["room"], "state": {"lazy_load_members": True}}}
+
+        def section() -> list[str]:
+            return ids(sticky_in(alice.sync(filter=lazily), room))
+
+        eventually(lambda: section() == sent, 20, "delivered")
+        remote.send_event(room, carol, {"enabled": False}, SETTINGS, state_key="")
+        eventually(lambda: reasons(homeserver, sent[0]) == ["switched_off"], 10, "held")
+        sent.append(remote.send_event(room, carol, **sticky()).event_id)
+        eventually(lambda: reasons(homeserver, sent[1]) == ["switched_off"], 10, "held")
+        with pytest.raises(MatrixError, match="admins of this room"):
+            send_sticky(alice, room)
+        assert section() == []
+        assert is_joining(homeserver, room)
+    finally:
+        remote.tells_state.set()
+    eventually(lambda: not is_joining(homeserver, room), 30, "the end of the join")
+    assert [reasons(homeserver, event_id) for event_id in sent] == [["switched_off"]] * 2
+    remote.send_event(room, carol, {"enabled": True}, SETTINGS, state_key="")
+    eventually(lambda: section_ids(alice, room) == sent, 10, "delivered")
+
+
+def is_joining(homeserver: Homeserver, room: str) -> bool:
+    """Whether a faster join is under way, so that only a part of the state is known."""
+    return bool(homeserver.query("SELECT 1 FROM partial_state_rooms WHERE room_id = ?", room))
 
 
 def test_default_for_private_rooms(make_homeserver: MakeHomeserver, remote: RemoteServer) -> None:
