@@ -141,6 +141,8 @@ def test_a_state_reset_that_brings_older_settings_back(
     eventually(lambda: settings_in(alice, room) == [{"enabled": False}], 10, "off")
     switch(alice, room, {"enabled": True})
     (mine,) = send_sticky(alice, room)
+    # So that carol goes on from there.
+    remote.wait_for(mine)
     theirs = remote.send_event(room, carol, **sticky()).event_id
     eventually(lambda: section_ids(bob, room) == [mine, theirs], 10, "delivered")
 
