@@ -61,7 +61,10 @@ class PostgresServer:
         self._process: ManagedProcess | None = None
         self._directory = temporary_directory("postgres-")
         try:
-            self._start(find_binaries())
+            self._binaries = find_binaries()
+            self._user = self._unprivileged_user()
+            self._make_cluster()
+            self.come_back()
         except BaseException:
             self.stop()
             raise
@@ -77,21 +80,19 @@ class PostgresServer:
     ) -> None:
         self.stop()
 
-    def _start(self, binaries: Path) -> None:
-        user = self._unprivileged_user()
-        data = self._directory / "data"
+    def _make_cluster(self) -> None:
         initialised = subprocess.run(
             [
-                str(binaries / "initdb"),
-                f"--pgdata={data}",
+                str(self._binaries / "initdb"),
+                f"--pgdata={self._directory / 'data'}",
                 "--username=synapse",
                 "--auth=trust",
                 "--encoding=UTF8",
                 "--locale=C",
                 "--no-sync",
             ],
-            user=user,
-            extra_groups=[] if user is not None else None,
+            user=self._user,
+            extra_groups=[] if self._user is not None else None,
             cwd=self._directory,
             capture_output=True,
             text=True,
@@ -99,11 +100,21 @@ class PostgresServer:
         )
         if initialised.returncode != 0:
             raise RuntimeError(f"initdb failed: {initialised.stdout}{initialised.stderr}")
+
+    def go_away(self) -> None:
+        """End the server as a restart does, in the middle of whatever its clients do."""
+        if self._process is not None:
+            # SIGINT: disconnect the clients, do not wait for them.
+            self._process.stop(signal.SIGINT)
+            self._process = None
+
+    def come_back(self) -> None:
+        """Start the server on its port, with what it has stored."""
         process = self._process = ManagedProcess(
             [
-                binaries / "postgres",
+                self._binaries / "postgres",
                 "-D",
-                data,
+                self._directory / "data",
                 *("-c", "listen_addresses=127.0.0.1"),
                 *("-c", f"port={self.port}"),
                 *("-c", "unix_socket_directories="),
@@ -113,7 +124,7 @@ class PostgresServer:
                 *("-c", "max_connections=300"),
             ],
             self._directory / "output",
-            user=user,
+            user=self._user,
             directory=self._directory,
         )
 
@@ -157,8 +168,5 @@ class PostgresServer:
 
     def stop(self) -> None:
         """End the server, and remove everything it kept."""
-        if self._process is not None:
-            # SIGINT: disconnect the clients, do not wait for them.
-            self._process.stop(signal.SIGINT)
-            self._process = None
+        self.go_away()
         shutil.rmtree(self._directory, ignore_errors=True)

@@ -8,20 +8,23 @@ which have no Synapse.
 
 from typing import TYPE_CHECKING
 
+from synapse_sticky._version import __version__
+
 if TYPE_CHECKING:
     from synapse_sticky.module import StickyEventsModule
 else:
 
     def __getattr__(name: str) -> object:
         if name == "StickyEventsModule":
-            # What the module imports is not there in every Synapse: first the version.
-            from synapse_sticky.seams.checks import check_oldest_synapse
+            # The module imports names that not every Synapse has: so check the version first.
+            from synapse_sticky.seams.checks import check_oldest_synapse, fitting
 
             check_oldest_synapse()
-            from synapse_sticky.module import StickyEventsModule
+            with fitting():
+                from synapse_sticky.module import StickyEventsModule
 
             return StickyEventsModule
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["StickyEventsModule"]
+__all__ = ["StickyEventsModule", "__version__"]

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The module that Synapse loads. It only wires the parts together."""
 
-import logging
-
 from synapse.module_api import ModuleApi
 
 from synapse_sticky.admin.api import AdminApi
 from synapse_sticky.admin.lag import Lag
 from synapse_sticky.admin.metrics import Measurements
+from synapse_sticky.admin.start import log_start
 from synapse_sticky.clients.delivery import Delivery
 from synapse_sticky.config import StickyEventsConfig
 from synapse_sticky.control.gate import Gate
@@ -50,7 +49,11 @@ from synapse_sticky.noticing.reviews import Reviews
 from synapse_sticky.noticing.throttle import Throttle
 from synapse_sticky.seams.authorisation import CurrentStateCheck
 from synapse_sticky.seams.background import Broadcast, Clock, homeserver_of
-from synapse_sticky.seams.checks import warn_of_untested_synapse
+from synapse_sticky.seams.checks import (
+    check_listed_once,
+    fitting,
+    warn_of_untested_synapse,
+)
 from synapse_sticky.seams.database import MigrationConnection
 from synapse_sticky.seams.events import EventSource
 from synapse_sticky.seams.federation import Federation
@@ -73,8 +76,6 @@ from synapse_sticky.storage.overrides import OverrideRow, OverrideStore, read_ov
 from synapse_sticky.storage.reports import Reports
 from synapse_sticky.storage.store import StickyStore
 
-logger = logging.getLogger(__name__)
-
 
 class StickyEventsModule:
     """Sticky events (MSC4354) for a Synapse that is not otherwise changed.
@@ -82,12 +83,14 @@ class StickyEventsModule:
     To configure under ``modules`` of ``homeserver.yaml``, on every process.
     """
 
+    @fitting()
     def __init__(self, config: StickyEventsConfig, api: ModuleApi) -> None:
         warn_of_untested_synapse()
         hs = homeserver_of(api)
         if hs.config.worker.worker_app == "synapse.app.admin_cmd":
             # A tool that ends once it has done its work, and serves nobody.
             return
+        check_listed_once(hs, StickyEventsModule)
         take_the_place_of_synapses_own(hs)
         sending.check()
         sync.check()
@@ -98,7 +101,7 @@ class StickyEventsModule:
         store = StickyStore(api, signal.send)
         tables = SynapseTables(api)
         source = EventSource(hs, clock)
-        index, decided = _prepare_tables(MigrationConnection(hs), clock.now_ts())
+        tables_version, index, decided = _prepare_tables(MigrationConnection(hs), clock.now_ts())
         broadcast = Broadcast(hs, clock)
         messenger, waker, bounds = Messenger(hs), Waker(hs), StreamBounds(hs)
         reader = IndexReader(
@@ -130,7 +133,7 @@ class StickyEventsModule:
         lift_history_visibility(hs, reader.is_sticky)
         hide_state_beside_lifted_events(hs)
         lift_history_visibility_for_servers(hs, federation, reader.is_sticky)
-        filter_bundled_aggregations(hs, reader.is_sticky)
+        filter_bundled_aggregations(hs)
         sending.install(hs)
         retries = Retries(clock, waker)
         sync.install(hs, delivery, source, retries, metrics, config.max_events_per_sync)
@@ -229,6 +232,12 @@ class StickyEventsModule:
             indexer.start(config)
         if bounds.is_writer:
             on_sticky_events(hs, clock, bounds, reader.on_stored)
+        log_start(
+            tables_version,
+            stores=bounds.is_writer,
+            notices=api.should_run_background_tasks(),
+            sends=federation.sends,
+        )
 
     async def debts(self) -> list[Debt]:
         """Which servers are owed sticky events, and why they are not paid yet.
@@ -249,13 +258,13 @@ class StickyEventsModule:
 
 def _prepare_tables(
     connection: MigrationConnection, now_ts: int
-) -> tuple[StickyIndex, list[OverrideRow]]:
+) -> tuple[int, StickyIndex, list[OverrideRow]]:
     """Check Synapse's tables, migrate ours and read them, before any listener starts."""
     try:
-        with connection.locked_transaction() as txn:
+        with connection.transaction() as txn:
             check_tables(txn)
-        migrate(connection)
-        with connection.locked_transaction() as txn:
-            return load_index(txn, now_ts), read_overrides(txn)
+        version = migrate(connection)
+        with connection.transaction() as txn:
+            return version, load_index(txn, now_ts), read_overrides(txn)
     finally:
         connection.close()

@@ -99,6 +99,40 @@ class WithoutTurns(_Saboteur):
         del queue.attempt_new_transaction
 
 
+class RenamedName(_Saboteur):
+    """Synapse has renamed something that the module imports."""
+
+    @staticmethod
+    def parse_config(config: Any) -> None:
+        from synapse.util import async_helpers
+
+        module: Any = async_helpers
+        del module.stop_cancellation
+
+
+class RenamedMethod(_Saboteur):
+    """Synapse has renamed a method that the module replaces."""
+
+    @staticmethod
+    def parse_config(config: Any) -> None:
+        from synapse.handlers.delayed_events import DelayedEventsHandler
+
+        handler: Any = DelayedEventsHandler
+        handler.schedule = handler.add
+        del handler.add
+
+
+class Impatient(_Saboteur):
+    """The module does not wait long for its lock."""
+
+    @staticmethod
+    def parse_config(config: Any) -> None:
+        from synapse_sticky.seams import database
+
+        module: Any = database
+        module.LOCK_TIMEOUT_S = 4
+
+
 class OtherTransactions(_Saboteur):
     """What Synapse sends to servers goes another way."""
 

@@ -61,6 +61,7 @@ def test_mistakes_in_the_configuration(
     make_homeserver: MakeHomeserver, config: Any, path: str, complaints: list[str]
 ) -> None:
     """Synapse does not start, and says which option is wrong, and what is right."""
+    # O2
     module = {"module": MODULE, "config": config}
     homeserver = make_homeserver(extra_config={"modules": [module]})
     output = homeserver.start_expecting_failure()
@@ -103,13 +104,41 @@ def test_synapses_own_sticky_events(make_homeserver: MakeHomeserver, kind: str) 
     assert "msc4354_enabled" not in homeserver.log_since(position)
 
 
-def test_synapse_that_is_too_old(make_homeserver: MakeHomeserver) -> None:
-    """Before the oldest version that the module was tested with, it refuses."""
-    homeserver = make_homeserver()
-    for version in ("1.147.1", "1.148.0rc1"):
-        sabotage(homeserver, "OtherVersion", {"version": version})
-        output = homeserver.start_expecting_failure()
-        assert f"needs Synapse 1.148.0 or later, and this is {version}" in output
+@pytest.mark.parametrize("version", ["1.147.1", "1.148.0rc1"])
+def test_synapse_that_is_too_old(
+    make_homeserver: MakeHomeserver, tmp_path: Path, version: str
+) -> None:
+    """A real Synapse from before the oldest tested one is refused in one line."""
+    # O2
+    homeserver = make_homeserver(python=python_with_synapse(version, tmp_path))
+    output = homeserver.start_expecting_failure()
+    heading, message = output.strip().splitlines()
+    assert heading == "Error in configuration:"
+    assert f"needs Synapse 1.148.0 or later, and this is {version}. Upgrade Synapse, or" in message
+
+
+def python_with_synapse(version: str, directory: Path) -> str:
+    """Install another Synapse over the libraries of this Python, and return what runs it."""
+    packages = directory / "packages"
+    options = ["--quiet", "--no-deps", "--no-compile", "--only-binary=:all:"]
+    what = ["--target", str(packages), f"matrix-synapse=={version}"]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, *what], check=True)
+    python = directory / "python"
+    paths = f'"{packages}${{PYTHONPATH:+:$PYTHONPATH}}"'
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={paths} exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    return str(python)
+
+
+def test_module_that_is_listed_twice(make_homeserver: MakeHomeserver) -> None:
+    """Synapse does not start, and the last line says exactly that."""
+    # O2
+    module = {"module": MODULE, "config": {}}
+    homeserver = make_homeserver(extra_config={"modules": [module, module]})
+    output = homeserver.start_expecting_failure()
+    last_line = output.rstrip().splitlines()[-1]
+    assert "listed 2 times under `modules` in homeserver.yaml. Remove all of its" in last_line
+    assert "does not fit" not in output
 
 
 def test_synapse_that_is_newer_than_tested(make_homeserver: MakeHomeserver) -> None:
@@ -157,6 +186,11 @@ def test_synapse_that_is_newer_than_tested(make_homeserver: MakeHomeserver) -> N
             "UnknownServlet",
             "synapse.rest.client.room.RoomOtherRestServlet has sticky events of its own",
         ),
+        (
+            "RenamedName",
+            "cannot import name 'stop_cancellation' from 'synapse.util.async_helpers'",
+        ),
+        ("RenamedMethod", "type object 'DelayedEventsHandler' has no attribute 'add'"),
         ("WithoutTurns", "PerDestinationQueue.attempt_new_transaction is not there"),
         ("OtherTransactions", "TransactionManager.send_new_transaction does not take pdus"),
         (
@@ -169,6 +203,7 @@ def test_seams_that_do_not_fit(
     make_homeserver: MakeHomeserver, saboteur: str, complaint: str
 ) -> None:
     """A Synapse whose insides have changed is refused, rather than served wrongly."""
+    # O2
     homeserver = make_homeserver()
     sabotage(homeserver, saboteur)
     output = homeserver.start_expecting_failure()

@@ -15,6 +15,7 @@ from synapse.module_api import ModuleApi
 from synapse_sticky.deliverable.reader import IndexReader
 from synapse_sticky.noticing.admission import HeldReason
 from synapse_sticky.seams.background import Clock
+from synapse_sticky.seams.failures import shielded
 from synapse_sticky.seams.metrics import (
     EXPIRED_WHILE_HELD,
     HELD_EVENTS,
@@ -62,10 +63,8 @@ class Measurements:
 
     def _repeat(self, measure: Callable[..., Awaitable[None]], *arguments: object) -> None:
         async def measure_safely() -> None:
-            try:
+            with shielded("Cannot measure for the metrics; they stay as they were"):
                 await measure(*arguments)
-            except Exception:
-                logger.exception("Cannot measure for the metrics; they stay as they were")
 
         self._api.looping_background_call(
             measure_safely, _INTERVAL_MS, desc="sticky_measure", run_on_all_instances=True

@@ -13,6 +13,7 @@ import attr
 from synapse.module_api import ModuleApi
 
 from synapse_sticky.seams.background import Clock
+from synapse_sticky.seams.failures import shielded
 from synapse_sticky.storage.overrides import OverrideRow, OverrideStore
 
 logger = logging.getLogger(__name__)
@@ -111,13 +112,11 @@ class Overrides:
         self._api.run_as_background_process("sticky_overrides", self._refresh_safely)
 
     async def _refresh_safely(self) -> None:
-        try:
+        with shielded(
+            "Cannot read the table synapse_sticky_overrides; the decisions of admins from "
+            "before count, trying again"
+        ):
             await self.refresh()
-        except Exception:
-            logger.exception(
-                "Cannot read the table synapse_sticky_overrides; the decisions of admins from "
-                "before count, trying again"
-            )
 
     def start(self) -> None:
         """Begin to look for decisions that have ended, and for signals that were lost."""

@@ -27,6 +27,7 @@ from synapse_sticky.deliverable.messages import Recorded, Stored, StoredEvent
 from synapse_sticky.seams.background import Broadcast, Clock
 from synapse_sticky.seams.bounds import NOTHING_READ, Bounds
 from synapse_sticky.seams.events import EventSource
+from synapse_sticky.seams.failures import shielded
 from synapse_sticky.seams.signal import Messenger
 from synapse_sticky.seams.streams import StreamBounds, Waker
 from synapse_sticky.seams.tables import SynapseTables
@@ -332,13 +333,11 @@ class IndexReader:
         await self._refresh_safely()
 
     async def _refresh_safely(self) -> None:
-        try:
+        with shielded(
+            "Cannot read the tables synapse_sticky_*; clients get new sticky events late, "
+            "trying again"
+        ):
             await self.refresh()
-        except Exception:
-            logger.exception(
-                "Cannot read the tables synapse_sticky_*; clients get new sticky events late, "
-                "trying again"
-            )
 
 
 def load_index(txn: Any, now_ts: int) -> StickyIndex:

@@ -26,12 +26,12 @@ from synapse.types import JsonDict
 from synapse.util import async_helpers
 
 from synapse_sticky.control.gate import Gate
-from synapse_sticky.hooks.guard import shielded
 from synapse_sticky.hooks.sharing import synapses, wrap_for
 from synapse_sticky.protocol import EVENT_KEY
 from synapse_sticky.room_settings import SETTINGS_TYPE, mistake_in, settings_content
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.events import has_stickiness
+from synapse_sticky.seams.failures import shielded
 
 
 @attr.s(slots=True, auto_attribs=True, eq=False)

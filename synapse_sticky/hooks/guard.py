@@ -3,14 +3,13 @@
 
 Synapse does not expect errors from the places that our hooks are in: one of ours would
 fail a request, stop a queue or end a stream. So each hook runs our part through one of
-these, and Synapse's own part outside of them: Synapse's errors stay Synapse's.
+these, or shielded (``seams/failures.py``), and Synapse's own part outside of them: Synapse's
+errors stay Synapse's.
 """
 
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from functools import update_wrapper
-from types import TracebackType
 from typing import Any, Final
 
 from synapse.logging.context import make_deferred_yieldable
@@ -28,47 +27,6 @@ RETRY_MS: Final = 5_000
 """When a long-poll is answered again whose response lacks its sticky events."""
 
 _PAUSE_MS: Final = 1_000
-_LOG_INTERVAL_S: Final = 60
-
-
-class shielded:
-    """Log an error of our part, and go on after it. Use it with `with`.
-
-    The same failure again is logged once a minute at most: every client may meet with it.
-
-    Args:
-        consequence: what the error leads to, for the log.
-    """
-
-    __slots__ = ("_consequence",)
-
-    def __init__(self, consequence: str) -> None:
-        self._consequence = consequence
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
-        # After a cancellation the client has gone: Synapse ends the request.
-        if not isinstance(error, Exception) or isinstance(error, defer.CancelledError):
-            return False
-        _log_error(self._consequence, error)
-        return True
-
-
-def _log_error(consequence: str, error: Exception) -> None:
-    now = time.monotonic()
-    if now >= _silent_until.get(consequence, now):
-        _silent_until[consequence] = now + _LOG_INTERVAL_S
-        logger.error("%s", consequence, exc_info=error)
-
-
-_silent_until: dict[str, float] = {}
 
 
 class Retries:

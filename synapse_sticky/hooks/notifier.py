@@ -10,11 +10,12 @@ from synapse.server import HomeServer
 from synapse.types import PersistedEventPosition
 
 from synapse_sticky.deliverable.messages import Stored, StoredEvent
-from synapse_sticky.hooks.guard import shielded, wrap
+from synapse_sticky.hooks.guard import wrap
 from synapse_sticky.protocol import EVENT_KEY
 from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.events import has_stickiness, sticky_duration_ms
+from synapse_sticky.seams.failures import shielded
 from synapse_sticky.seams.signal import MESSAGE_PREFIX
 from synapse_sticky.seams.streams import StreamBounds
 from synapse_sticky.stickiness import expires_ts

@@ -13,9 +13,10 @@ from synapse.events import EventBase
 from synapse.server import HomeServer
 from synapse.types import JsonDict
 
-from synapse_sticky.hooks.guard import run_within, shielded, wrap
+from synapse_sticky.hooks.guard import run_within, wrap
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.events import has_stickiness
+from synapse_sticky.seams.failures import shielded
 from synapse_sticky.seams.federation import Accepted, Answer, Federation
 from synapse_sticky.seams.metrics import ACCEPTED_BY_SERVERS, Metrics
 

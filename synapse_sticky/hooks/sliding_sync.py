@@ -32,11 +32,12 @@ from synapse.types.handlers.sliding_sync import SlidingSyncResult
 from synapse_sticky.clients.delivery import Delivery
 from synapse_sticky.clients.since import MAX_NAMES, Since
 from synapse_sticky.hooks.classes import use_instead
-from synapse_sticky.hooks.guard import Retries, shielded
+from synapse_sticky.hooks.guard import Retries
 from synapse_sticky.hooks.token import account_data_position, timelines_up_to, with_since
 from synapse_sticky.protocol import MAX_EVENTS, SLIDING_SYNC_EXTENSION
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.events import EventSource
+from synapse_sticky.seams.failures import shielded
 from synapse_sticky.seams.metrics import SENT_TO_CLIENTS, Metrics
 from synapse_sticky.seams.own import OwnTokens
 

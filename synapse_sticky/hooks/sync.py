@@ -25,11 +25,12 @@ from synapse.types.state import StateFilter
 from synapse_sticky.clients.delivery import Delivery
 from synapse_sticky.clients.since import MAX_NAMES_IN_ADDRESS, Since
 from synapse_sticky.hooks.classes import use_instead
-from synapse_sticky.hooks.guard import Retries, shielded
+from synapse_sticky.hooks.guard import Retries
 from synapse_sticky.hooks.token import account_data_position, since_of, timelines_up_to, with_since
 from synapse_sticky.protocol import SYNC_SECTION
 from synapse_sticky.seams.checks import misfit, require
 from synapse_sticky.seams.events import ClientEvent, EventSource, event_of, without_replaced
+from synapse_sticky.seams.failures import shielded
 from synapse_sticky.seams.metrics import SENT_TO_CLIENTS, Metrics
 
 _WITHOUT_SECTION = "Cannot add sticky events to a response of /sync: a later one has them"

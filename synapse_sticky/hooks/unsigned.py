@@ -26,12 +26,13 @@ from synapse.server import HomeServer
 from synapse.types import JsonDict
 
 from synapse_sticky import stickiness
-from synapse_sticky.hooks.guard import shielded, wrap
+from synapse_sticky.hooks.guard import wrap
 from synapse_sticky.hooks.sharing import synapses, wrap_for
 from synapse_sticky.protocol import EVENT_KEY, REMAINING_KEY
 from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.events import has_stickiness, keeps_stickiness, sticky_duration_ms
+from synapse_sticky.seams.failures import shielded
 
 _NOTHING: Final[JsonDict] = {}
 

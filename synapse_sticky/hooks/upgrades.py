@@ -13,9 +13,9 @@ from synapse.handlers.room_member import RoomMemberHandler
 from synapse.server import HomeServer
 
 from synapse_sticky.control.settings import Settings
-from synapse_sticky.hooks.guard import shielded
 from synapse_sticky.hooks.sharing import synapses, wrap_for
 from synapse_sticky.room_settings import SETTINGS_TYPE, settings_content
+from synapse_sticky.seams.failures import shielded
 
 # What the settings of the room say that is being upgraded.
 _enabled: ContextVar[bool | None] = ContextVar("synapse_sticky_upgrade", default=None)

@@ -35,10 +35,11 @@ from synapse.storage.controllers import StorageControllers
 from synapse.types import get_domain_from_id
 from synapse.types.handlers.sliding_sync import SlidingSyncResult
 
-from synapse_sticky.hooks.guard import shielded, wrap
+from synapse_sticky.hooks.guard import wrap
 from synapse_sticky.hooks.sharing import choosing, synapses, wrap_for
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.events import ClientEvent, event_of, sticky_duration_ms, without_replaced
+from synapse_sticky.seams.failures import shielded
 from synapse_sticky.seams.federation import Federation
 
 _FUNCTION = "filter_and_transform_events_for_client"
@@ -317,8 +318,12 @@ def _replace_everywhere(hs: HomeServer, name: str, replacement: Callable[..., An
             setattr(module, name, choose)
 
 
-def filter_bundled_aggregations(hs: HomeServer, is_sticky: Callable[[str], bool]) -> None:
-    """Leave out what is bundled with sticky events and the user may not see."""
+def filter_bundled_aggregations(hs: HomeServer) -> None:
+    """Leave out what is bundled with lifted events and the user may not see.
+
+    All others are shown as Synapse shows them: to users who may see them anyway, and to
+    readers whom it exempts from visibility, such as admins.
+    """
     relations = hs.get_relations_handler()
     require(relations, "get_bundled_aggregations", "user_id")
     store: Any = hs.get_datastores().main
@@ -327,7 +332,7 @@ def filter_bundled_aggregations(hs: HomeServer, is_sticky: Callable[[str], bool]
 
     async def get_bundled_aggregations(events: Any, user_id: str) -> dict[str, Any]:
         bundled: dict[str, Any] = await original(events, user_id)
-        lifted = {event_id: b for event_id, b in bundled.items() if is_sticky(event_id)}
+        lifted = {event_id: bundled[event_id] for event_id in bundled.keys() & _lifted.get().keys()}
         if lifted:
             visible_ids: set[str] = set()
             with shielded("Cannot tell what may be bundled with sticky events: it is left out"):

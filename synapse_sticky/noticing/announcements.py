@@ -15,6 +15,7 @@ from synapse.module_api import ModuleApi
 from synapse_sticky.deliverable.messages import MAX_EVENTS, Recorded
 from synapse_sticky.deliverable.reader import RECORDED
 from synapse_sticky.seams.background import Clock
+from synapse_sticky.seams.failures import log_failure
 from synapse_sticky.seams.signal import Messenger
 from synapse_sticky.storage.rows import EventChange
 from synapse_sticky.storage.store import StickyStore
@@ -59,9 +60,9 @@ class Announcements:
         try:
             await self._store.signal()
         except Exception as error:
-            logger.warning(
+            log_failure(
                 "Cannot signal other processes, trying again; "
-                "if one missed a message, its clients get sticky events late: %s",
+                "if one missed a message, its clients get sticky events late",
                 error,
             )
             self.signal_later()

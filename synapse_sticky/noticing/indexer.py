@@ -33,6 +33,7 @@ from synapse_sticky.noticing.reviews import Reviews
 from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.bounds import Bounds
 from synapse_sticky.seams.contents import Candidate, SeenJoin, ServerInRoom, Watched
+from synapse_sticky.seams.failures import log_failure, shielded
 from synapse_sticky.seams.metrics import (
     EXPIRED_WHILE_HELD,
     OVER_CAPACITY,
@@ -231,9 +232,9 @@ class Indexer:
         except LostRace:
             logger.info("Another process gives out positions too; looking again")
             self._read = None
-        except Exception:
-            logger.exception(
-                "Cannot look for new sticky events; they are delivered late, trying again"
+        except Exception as error:
+            log_failure(
+                "Cannot look for new sticky events; they are delivered late, trying again", error
             )
             self._read = None
         finally:
@@ -458,6 +459,10 @@ class Indexer:
     async def _clean_up(self) -> None:
         self._rechecks.expire(self._now_ts())
         self._reviews.expire(self._now_ts())
+        with shielded("Cannot delete expired sticky events; trying again"):
+            await self._delete_expired()
+
+    async def _delete_expired(self) -> None:
         deleted, held = await self._store.delete_expired(self._now_ts())
         logger.debug("Deleted %d expired sticky events", deleted)
         for reason, count in held.items():

@@ -3,11 +3,17 @@
 
 import inspect
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from packaging.version import Version
 from synapse.module_api.errors import ConfigError
+
+if TYPE_CHECKING:
+    # Not in every Synapse whose version is checked here.
+    from synapse.server import HomeServer
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +55,21 @@ def warn_of_untested_synapse() -> None:
         )
 
 
+def check_listed_once(hs: "HomeServer", module: type) -> None:
+    """Refuse a configuration that lists this module more than once.
+
+    Raises:
+        ConfigError: saying what to do.
+    """
+    require(hs.config.modules, "loaded_modules")
+    count = sum(1 for listed, _ in hs.config.modules.loaded_modules if listed is module)
+    if count > 1:
+        raise ConfigError(
+            f"synapse_sticky is listed {count} times under `modules` in homeserver.yaml. "
+            "Remove all of its entries but one."
+        )
+
+
 def require(owner: object, name: str, *parameters: str) -> None:
     """Checks that something of Synapse's is there, and takes these parameters.
 
@@ -70,6 +91,19 @@ def require(owner: object, name: str, *parameters: str) -> None:
         # Somebody else's wrapper may take whatever there is.
         if missing and all(p.kind is not p.VAR_KEYWORD for p in accepted.values()):
             raise misfit(f"{where} does not take {', '.join(missing)}")
+
+
+@contextmanager
+def fitting() -> Iterator[None]:
+    """Turn the errors that a changed Synapse causes into the one that stops Synapse.
+
+    Raises:
+        ConfigError: as :func:`require`, for a name that is not there or is used differently.
+    """
+    try:
+        yield
+    except (ImportError, AttributeError, TypeError) as error:
+        raise misfit(str(error)) from error
 
 
 def misfit(what: str) -> ConfigError:

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""A connection of our own for start-up, and the signal to other processes."""
+"""A connection of our own for start-up, and the lock that processes take in turns."""
 
+import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from synapse.module_api.errors import ConfigError
 from synapse.server import HomeServer
 from synapse.storage import database, prepare_database
 from synapse.storage.engines import BaseDatabaseEngine, PostgresEngine
@@ -13,8 +16,27 @@ from synapse.storage.types import Cursor
 
 from synapse_sticky.seams.checks import require
 
+logger = logging.getLogger(__name__)
+
 # Any number that nobody else uses: it names our lock among PostgreSQL's.
 _ADVISORY_LOCK: Final = 4354_5953
+
+LOCK_TIMEOUT_S: Final = 60
+"""How long to wait for a process that holds the lock: systemd by default gives Synapse 90 s."""
+
+# A process that waits longer says so. A migration takes less.
+_TELL_AFTER_S: Final = 2
+_TELL_EVERY_S: Final = 15
+_TRY_EVERY_S: Final = 0.05
+
+# PostgreSQL keeps the number of a lock in two parts.
+_HOLDER: Final = f"""
+    SELECT a.pid, a.application_name, a.client_addr, a.state, a.xact_start
+    FROM pg_locks AS l INNER JOIN pg_stat_activity AS a USING (pid)
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+        AND l.classid = {_ADVISORY_LOCK >> 32} AND l.objid = {_ADVISORY_LOCK & 0xFFFF_FFFF}
+        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 
 
 class MigrationConnection:
@@ -49,14 +71,10 @@ class MigrationConnection:
         return isinstance(self._engine, PostgresEngine)
 
     @contextmanager
-    def locked_transaction(self) -> Iterator[Cursor]:
-        """A transaction that no other process has at the same time."""
+    def transaction(self) -> Iterator[Cursor]:
+        """A transaction that other processes may have at the same time."""
         cursor = self._connection.cursor()
         try:
-            if self.is_postgres:
-                cursor.execute("SELECT pg_advisory_xact_lock(?)", (_ADVISORY_LOCK,))
-            else:
-                cursor.execute("BEGIN IMMEDIATE")
             yield cursor
             self._connection.commit()
         except BaseException:
@@ -64,6 +82,59 @@ class MigrationConnection:
             raise
         finally:
             cursor.close()
+
+    @contextmanager
+    def locked_transaction(self) -> Iterator[Cursor]:
+        """A transaction that no other process has at the same time.
+
+        Raises:
+            ConfigError: saying who holds the lock, after waiting for some time.
+        """
+        with self.transaction() as cursor:
+            self._wait_for_lock(cursor)
+            yield cursor
+
+    def _wait_for_lock(self, cursor: Cursor) -> None:
+        started = time.monotonic()
+        tell_after_s: float = _TELL_AFTER_S
+        while not self._take_lock(cursor):
+            waited_s = time.monotonic() - started
+            if waited_s >= LOCK_TIMEOUT_S:
+                raise ConfigError(
+                    f"synapse_sticky cannot check its tables: for {waited_s:.0f} s their lock has "
+                    f"been held by {self._holder(cursor)}. End the Synapse process behind it, or "
+                    "use pg_terminate_backend(), and start this one again."
+                )
+            if waited_s >= tell_after_s:
+                tell_after_s += _TELL_EVERY_S
+                logger.warning(
+                    "Waiting, for %d s at most, for the lock of the tables synapse_sticky_*, which "
+                    "is held by %s",
+                    LOCK_TIMEOUT_S,
+                    self._holder(cursor),
+                )
+            time.sleep(_TRY_EVERY_S)
+
+    def _take_lock(self, cursor: Cursor) -> bool:
+        if not self.is_postgres:
+            # It waits a little, and then raises an error that says enough.
+            cursor.execute("BEGIN IMMEDIATE")
+            return True
+        cursor.execute("SELECT pg_try_advisory_xact_lock(?)", (_ADVISORY_LOCK,))
+        (is_taken,) = cursor.fetchone() or (False,)
+        return bool(is_taken)
+
+    def _holder(self, cursor: Cursor) -> str:
+        """Describe which process holds PostgreSQL's lock now."""
+        cursor.execute(_HOLDER)
+        row = cursor.fetchone()
+        if row is None:
+            return "a process that has just let go of it"
+        pid, application, address, state, since = row
+        return (
+            f"PostgreSQL's process {pid} (application {application!r}, client "
+            f"{address or 'on the same machine'}, {state}, in this transaction since {since})"
+        )
 
     def run_script(self, cursor: Cursor, script: str) -> None:
         """Runs the statements of an SQL file within the transaction."""

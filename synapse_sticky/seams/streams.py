@@ -9,6 +9,7 @@ from synapse.types import StreamKeyType
 
 from synapse_sticky.seams.bounds import Bounds
 from synapse_sticky.seams.checks import require
+from synapse_sticky.seams.failures import shielded
 
 logger = logging.getLogger(__name__)
 
@@ -88,15 +89,11 @@ class Waker:
 
     def wake(self, user_ids: Collection[str], room_ids: Collection[str]) -> None:
         """Wakes these users, and the users in these rooms. Never raises."""
-        try:
+        with shielded("Cannot wake clients for sticky events; they see them at their next sync"):
             # The token is only logged: woken syncs ask for the current one.
             self._notifier.on_new_event(
                 StreamKeyType.STICKY_EVENTS,
                 0,  # type: ignore[call-overload]
                 users=user_ids,
                 rooms=room_ids,
-            )
-        except Exception:
-            logger.exception(
-                "Cannot wake clients for sticky events; they see them at their next sync"
             )

@@ -13,6 +13,7 @@ from typing import Final
 from synapse_sticky.deliverable.index import StickyEvent
 from synapse_sticky.deliverable.reader import IndexReader
 from synapse_sticky.seams.background import Clock
+from synapse_sticky.seams.failures import log_failure
 from synapse_sticky.seams.federation import Accepted
 from synapse_sticky.servers.staging import Staging
 from synapse_sticky.servers.watermarks import Watermarks
@@ -241,7 +242,7 @@ class Ledger:
         while rows := self._watermarks.take_changed(_WATERMARKS_PER_WRITE):
             try:
                 await self._store.store_watermarks(rows, now_ts)
-            except Exception:
+            except Exception as error:
                 self._watermarks.put_back(rows)
-                logger.exception("Cannot store what servers have acknowledged; trying again")
+                log_failure("Cannot store what servers have acknowledged; trying again", error)
                 return

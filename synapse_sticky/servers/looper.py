@@ -32,6 +32,7 @@ from synapse_sticky.config import StickyEventsConfig
 from synapse_sticky.deliverable.index import StickyEvent
 from synapse_sticky.deliverable.reader import IndexReader
 from synapse_sticky.seams.background import Broadcast, Clock
+from synapse_sticky.seams.failures import log_failure
 from synapse_sticky.seams.federation import Accepted, CannotReach, Federation
 from synapse_sticky.seams.metrics import PAYMENTS, Metrics
 from synapse_sticky.servers.ledger import Ledger
@@ -295,8 +296,8 @@ class Looper:
             self._has_looked = True
             self._start_payments()
             self._start_checks()
-        except Exception:
-            logger.exception("Cannot look for servers that are owed sticky events; trying again")
+        except Exception as error:
+            log_failure("Cannot look for servers that are owed sticky events; trying again", error)
         finally:
             self._ticking = False
             self._looked.notify_all()
@@ -305,8 +306,8 @@ class Looper:
         """Finds the servers that are owed something in a room."""
         try:
             server_names = await self._federation.servers_in_room(room_id)
-        except Exception:
-            logger.exception("Cannot find out who is in room %r; trying again", room_id)
+        except Exception as error:
+            log_failure(f"Cannot find out who is in room {room_id!r}; trying again", error)
             return
         self._rooms_to_look_into.discard(room_id)
         for server_name in server_names:
@@ -360,8 +361,8 @@ class Looper:
             if debtor.wakes == wakes:
                 retry_ts = max(error.retry_ts or 0, retry_ts)
             debtor.come_back(retry_ts, str(error))
-        except Exception:
-            logger.exception("Cannot send sticky events to %s; trying again", debtor.server_name)
+        except Exception as error:
+            log_failure(f"Cannot send sticky events to {debtor.server_name}; trying again", error)
             debtor.come_back(self._now_ts() + _LONGEST_PAUSE_MS, "an error, which the log shows")
         finally:
             debtor.paying = False
@@ -572,8 +573,8 @@ class Looper:
                 debtor.paid += 1
                 self._metrics.count(PAYMENTS, outcome="confirmed")
             self._note_failures(debtor, room_id, missing, _DOES_NOT_HAVE)
-        except Exception:
-            logger.exception("Cannot check what %s has; trying again", debtor.server_name)
+        except Exception as error:
+            log_failure(f"Cannot check what {debtor.server_name} has; trying again", error)
             pause_ms = _LONGEST_PAUSE_MS
         finally:
             debtor.checking = False

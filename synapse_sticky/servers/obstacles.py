@@ -6,6 +6,7 @@ import logging
 from synapse.module_api import ModuleApi
 
 from synapse_sticky.config import StickyEventsConfig
+from synapse_sticky.seams.failures import shielded
 from synapse_sticky.seams.federation import Federation
 from synapse_sticky.servers.looper import Looper
 from synapse_sticky.storage.obstacles import Obstacle, ObstacleStore
@@ -36,10 +37,8 @@ class Obstacles:
         )
 
     async def _store_safely(self) -> None:
-        try:
+        with shielded("Cannot store why servers were not paid; trying again"):
             await self._store_changes()
-        except Exception:
-            logger.exception("Cannot store why servers were not paid; trying again")
 
     async def _store_changes(self) -> None:
         if self._stored is None:

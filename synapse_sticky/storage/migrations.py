@@ -31,8 +31,8 @@ CREATE TABLE IF NOT EXISTS synapse_sticky_schema (
 """
 
 
-def migrate(connection: MigrationConnection) -> None:
-    """Bring our tables to the newest version, in one transaction.
+def migrate(connection: MigrationConnection) -> int:
+    """Bring our tables to the newest version, in one transaction, and return their version.
 
     Raises:
         ConfigError: if they were written by a later version of this module
@@ -53,7 +53,7 @@ def migrate(connection: MigrationConnection) -> None:
                 "lost then is only who has seen which unexpired sticky event."
             )
         if version >= newest:
-            return
+            return int(version)
         if version and connection.is_postgres:
             # As the writer's transactions do, take this table first: or both wait for each other.
             txn.execute("LOCK TABLE synapse_sticky_progress IN ACCESS EXCLUSIVE MODE")
@@ -64,6 +64,7 @@ def migrate(connection: MigrationConnection) -> None:
             "INSERT INTO synapse_sticky_schema (version, compatible_version) VALUES (?, ?)",
             (newest, max(compatible_version, COMPATIBLE_VERSION)),
         )
+    return newest
 
 
 def _scripts(engine: str) -> Iterator[tuple[int, str]]:

@@ -8,8 +8,9 @@ import pytest
 from synapse.module_api.errors import ConfigError
 from twisted.internet.defer import CancelledError
 
-from synapse_sticky.hooks.guard import shielded, wrap
+from synapse_sticky.hooks.guard import wrap
 from synapse_sticky.seams.checks import TESTED_RANGE, require, synapse_version
+from synapse_sticky.seams.failures import shielded
 
 
 class Owner:
