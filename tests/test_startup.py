@@ -604,22 +604,3 @@ def test_events_from_while_the_module_was_away(
     assert first not in followed.seen(room)
     assert followed.sticky(room)[:2] == meanwhile
     assert drained(sliding.collect(room, [*meanwhile, last]), room) == [*meanwhile, last]
-
-
-# O1
-def test_synapses_tool_for_admins(make_homeserver: MakeHomeserver) -> None:
-    """Synapse's tool that exports a user's data loads all modules too."""
-    homeserver = make_homeserver()
-    homeserver.start()
-    alice = homeserver.register()
-    alice.send(alice.create_room(), sticky_ms=HOUR_MS)
-    homeserver.stop()
-    output = homeserver.directory / "export"
-    command = [sys.executable, "-m", "synapse.app.admin_cmd"]
-    command += ["-c", str(homeserver.directory / "homeserver.yaml")]
-    command += ["export-data", alice.user_id, "--output-directory", str(output)]
-    run = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, cwd=homeserver.directory, check=False
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert list((output / "rooms").iterdir())

@@ -353,6 +353,37 @@ def test_nothing_plain_is_bundled_with_what_is_lifted(
     assert telling(carol) == []
 
 
+@pytest.mark.parametrize("visibility", RESTRICTED)
+def test_admins_see_what_is_bundled(homeserver: Homeserver, alice: Client, visibility: str) -> None:
+    """Synapse shows admins everything of a room that they are not in, and so it stays."""
+    # O1
+    history = make_history(alice, visibility)
+    room_id = history.room_id
+    admin = homeserver.register(admin=True).via(homeserver.main_url)
+    for root in (history.plain, history.sticky):
+        for rel_type in ("m.thread", "m.replace", "m.reference"):
+            relation = {"rel_type": rel_type, "event_id": root}
+            alice.send(
+                room_id,
+                {**text("related"), "m.new_content": text("edited"), "m.relates_to": relation},
+            )
+    path = f"/_synapse/admin/v1/rooms/{quote(room_id)}"
+
+    def bundled(root: str) -> list[dict[str, Any]]:
+        context = admin.request("GET", f"{path}/context/{quote(root)}")
+        messages = admin.request("GET", f"{path}/messages?dir=b&limit=50")["chunk"]
+        (event,) = [event for event in messages if event["event_id"] == root]
+        return [e["unsigned"]["m.relations"] for e in (context["event"], event)]
+
+    for of_plain, of_sticky in zip(bundled(history.plain), bundled(history.sticky), strict=True):
+        assert of_plain.keys() == {"m.thread", "m.replace", "m.reference"}
+        assert of_sticky.keys() == of_plain.keys()
+        assert of_plain["m.thread"]["count"] == 1
+        # Two more are of the history.
+        assert of_sticky["m.thread"]["count"] == 3
+        assert len(of_sticky["m.reference"]["chunk"]) == len(of_plain["m.reference"]["chunk"]) == 1
+
+
 @pytest.mark.repeats("workers")
 def test_ignored_senders_stay_ignored(homeserver: Homeserver, alice: Client) -> None:
     """Being sticky is no way around that."""
