@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -13,7 +12,6 @@ import yaml
 
 from harness.client import Client
 from harness.homeserver import Homeserver
-from harness.postgres import PostgresServer
 from harness.processes import ManagedProcess
 from harness.wait import eventually
 from tests.support import (
@@ -110,31 +108,7 @@ def with_history(homeserver: Homeserver) -> tuple[Client, str, list[str]]:
     return alice, room, sent
 
 
-def test_database_that_is_ported(
-    make_homeserver: MakeHomeserver, request: pytest.FixtureRequest
-) -> None:
-    """Synapse's tool brings everything from SQLite to PostgreSQL, and the module goes on there."""
-    if "postgres" not in request.config.getoption("--deployments"):
-        pytest.skip("needs the deployment postgres")
-    server: PostgresServer = request.getfixturevalue("postgres")
-    homeserver = make_homeserver()
-    homeserver.start()
-    alice, room, sent = with_history(homeserver)
-    homeserver.stop()
-    path = homeserver.directory / CONFIG
-    config: dict[str, Any] = yaml.safe_load(path.read_text())
-    database = {"name": "psycopg2", "args": server.create_database()}
-    path.write_text(yaml.safe_dump({**config, "database": database}))
-    run(
-        homeserver,
-        "synapse._scripts.synapse_port_db",
-        *("--sqlite-database", "homeserver.db", "--postgres-config", CONFIG),
-    )
-    homeserver.reconfigure(extra_config={"database": database})
-    homeserver.start()
-    assert_once(follow_until_seen(alice, room, sent), room, sent)
-
-
+# O1
 def test_launcher_that_forks(make_homeserver: MakeHomeserver) -> None:
     """Complement starts all processes of Synapse as forks of one that has imported them."""
     homeserver = make_homeserver()

@@ -1,5 +1,6 @@
 """What Synapse tells its operator of itself, with the module as without, and of the module."""
 
+import importlib.metadata
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+import synapse_sticky
 from harness.client import Client, MatrixError, quote
 from harness.homeserver import BACKGROUND_WORKER, READERS, SENDERS, Homeserver
 from harness.remote import RemoteServer
@@ -63,33 +65,40 @@ def work(homeserver: Homeserver) -> None:
 
 @dataclass
 class Metrics:
-    """What a homeserver measures."""
+    """What a process measures, or several that do the same."""
 
     # Each name, with the names of its labels.
     names: set[tuple[str, ...]]
     servlets: set[str]
 
     @classmethod
-    def of(cls, homeserver: Homeserver) -> "Metrics":
-        """Scrape it."""
-        lines = homeserver.metrics().splitlines()
+    def by_role(cls, homeserver: Homeserver) -> dict[str, "Metrics"]:
+        """Scrape all processes. Which of those with the same name does what is chance."""
+        found: dict[str, Metrics] = {}
+        for process in homeserver.processes:
+            measured = found.setdefault(process.rstrip("0123456789"), cls(set(), set()))
+            measured.add(homeserver.metrics(process))
+        return found
+
+    def add(self, text: str) -> None:
+        """Add what a process says."""
+        lines = text.splitlines()
         samples = [_SAMPLE.fullmatch(line) for line in lines if not line.startswith("#")]
-        found = cls(set(), set())
         for sample in samples:
             assert sample is not None
             labels = dict(_LABEL.findall(sample[2] or ""))
-            found.names.add((sample[1], *sorted(labels)))
+            self.names.add((sample[1], *sorted(labels)))
             if "servlet" in labels:
-                found.servlets.add(labels["servlet"])
-        return found
+                self.servlets.add(labels["servlet"])
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "workers"])
 def test_names_and_labels_are_what_they_are_without_the_module(
-    make_homeserver: MakeHomeserver,
+    make_homeserver: MakeHomeserver, kind: str
 ) -> None:
     """Dashboards go by them. Servlets above all, which are known by the names of their classes."""
     # O1
-    homeserver = make_homeserver(module=False)
+    homeserver = make_homeserver(kind, module=False)
     observable(homeserver)
     measured = []
     # Some are only there once there are users when it starts.
@@ -97,14 +106,48 @@ def test_names_and_labels_are_what_they_are_without_the_module(
         homeserver.reconfigure(module=module)
         homeserver.start()
         work(homeserver)
-        measured.append(Metrics.of(homeserver))
+        measured.append(Metrics.by_role(homeserver))
         homeserver.stop()
     _, without, with_module = measured
+    for role, found in with_module.items():
+        assert found.servlets == without[role].servlets, role
+        names = {name for name in found.names if not name[0].startswith(OURS)}
+        assert names == without[role].names, role
+        assert len(found.names) > len(names), role
+    servlets = set().union(*(found.servlets for found in without.values()))
     used = {"RoomSendEventRestServlet", "SyncRestServlet", "SlidingSyncRestServlet"}
-    assert used | {"VersionsRestServlet"} <= without.servlets
-    assert with_module.servlets == without.servlets
-    assert without.names == {name for name in with_module.names if not name[0].startswith(OURS)}
-    assert len(with_module.names) > len(without.names)
+    assert used | {"VersionsRestServlet"} <= servlets
+
+
+JOBS = {
+    "main": [],
+    "event_persister1": ["stores events"],
+    "event_persister2": ["stores events"],
+    "federation_sender1": ["sends to other servers"],
+    "federation_sender2": ["sends to other servers"],
+    BACKGROUND_WORKER: ["notices sticky events for all processes"],
+}
+ALL_JOBS = ["stores events", "notices sticky events for all processes", "sends to other servers"]
+_START = re.compile(
+    r" INFO synapse_sticky\.admin\.start \S+ synapse_sticky (\S+) on Synapse (\S+), with tables of "
+    r"version (\d+)\. This process: (.*)$",
+    re.MULTILINE,
+)
+
+
+def test_what_runs_is_said_at_start(homeserver: Homeserver) -> None:
+    """Once for each start of a process: the versions, and which jobs it has."""
+    # O3
+    ((tables,),) = homeserver.query("SELECT version FROM synapse_sticky_schema")
+    for process in homeserver.processes:
+        log = homeserver.log(process)
+        assert len(_START.findall(log)) == log.count("STARTING SERVER"), process
+        version, synapse, of_tables, jobs = _START.findall(log)[-1]
+        assert version == synapse_sticky.__version__
+        assert synapse == importlib.metadata.version("matrix-synapse")
+        assert int(of_tables) == tables
+        expected = JOBS.get(process, []) if homeserver.workers else ALL_JOBS
+        assert jobs.split(", ") == [*expected, "answers requests"], process
 
 
 # The module's own

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from immutabledict import immutabledict
 
+from synapse_sticky import _version
 from synapse_sticky.ephemeral_map import MAX_REDACTED, Change, Entry, EphemeralMap
 from tests.javascript.histories import play_here, values_of, without_removals
 from tests.javascript.sdk import RECORDED
@@ -560,6 +561,14 @@ print(sorted(loaded - sys.stdlib_module_names))
 def test_it_needs_no_synapse() -> None:
     # M1
     assert run_python(WITHOUT_SYNAPSE) == "['attr', 'synapse_sticky']\n"
+
+
+def test_the_version_needs_no_synapse() -> None:
+    source = (
+        "import sys; sys.modules['synapse'] = sys.modules['twisted'] = None; "
+        "import synapse_sticky; print(synapse_sticky.__version__)"
+    )
+    assert run_python(source).strip() == _version.__version__
 
 
 def test_what_synapse_loads_is_there() -> None:

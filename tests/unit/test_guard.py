@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from synapse.module_api.errors import ConfigError
+from twisted.enterprise.adbapi import ConnectionLost
 from twisted.internet.defer import CancelledError
 
 from synapse_sticky.hooks.guard import wrap
@@ -71,6 +72,32 @@ def test_it_is_logged_once_a_minute(
         now += 3
     messages = [record.getMessage() for record in caplog.records]
     assert messages == 2 * ["One section is left out", "Another section is left out"]
+
+
+def test_a_database_that_is_away_is_one_line_a_minute(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever fails for it, and however often; other failures are told beside it."""
+    psycopg2 = pytest.importorskip("psycopg2")
+    errors = pytest.importorskip("psycopg2.errors")
+    now = 1_000_000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    away = [
+        psycopg2.OperationalError("connection refused\nIs the server running?"),
+        psycopg2.InterfaceError("connection already closed"),
+        errors.AdminShutdown("terminating connection"),
+        ConnectionLost(),
+    ]
+    for _ in range(30):
+        for error in (*away, errors.UndefinedTable("no such table")):
+            with shielded(f"Cannot read after {type(error).__name__}"):
+                raise error
+        now += 3
+    refused = "The database does not answer (connection refused). Sticky events wait until it does"
+    assert [(record.getMessage(), record.exc_info is None) for record in caplog.records] == 2 * [
+        (refused, True),
+        ("Cannot read after UndefinedTable", False),
+    ]
 
 
 @pytest.mark.parametrize("error", [CancelledError, KeyboardInterrupt, GeneratorExit])
