@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from harness.client import Client, MatrixError
+from harness.homeserver import Homeserver
 from harness.postgres import PostgresServer
 from harness.remote import RemoteServer
 from harness.wait import eventually
@@ -94,14 +95,19 @@ LOCK = 43545953
 
 
 @contextlib.contextmanager
-def frozen_process(arguments: dict[str, Any]) -> Iterator[Any]:
-    """A process that came to a halt while it had the lock of the module's tables."""
+def frozen_process(arguments: dict[str, Any], statement: str) -> Iterator[Any]:
+    """A process that came to a halt within a transaction, after this statement."""
     import psycopg2
 
     frozen = psycopg2.connect(**arguments, application_name="frozen")
     with contextlib.closing(frozen), frozen.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
+        cursor.execute(statement)
         yield frozen
+
+
+def holder(frozen: Any) -> str:
+    """What the log says of such a process."""
+    return f"PostgreSQL's process {frozen.info.backend_pid} (application 'frozen', client "
 
 
 def test_process_that_hangs_with_the_lock(
@@ -111,28 +117,36 @@ def test_process_that_hangs_with_the_lock(
     # O2
     arguments = postgres.create_database()
     homeserver = make_homeserver("postgres", database=arguments)
-    sabotage(homeserver, "Impatient")
-    with frozen_process(arguments) as frozen:
-        holder = f"PostgreSQL's process {frozen.info.backend_pid} (application 'frozen', client "
-        output = homeserver.start_expecting_failure()
-        last_line = output.rstrip().splitlines()[-1]
-        assert "their lock has been held by " + holder in last_line
-        assert "idle in transaction, in this transaction since 20" in last_line
-
+    with frozen_process(arguments, f"SELECT pg_advisory_xact_lock({LOCK})") as frozen:
+        assert_refused(homeserver, frozen)
         homeserver.reconfigure(extra_config={})
         position = homeserver.log_position()
         with ThreadPoolExecutor() as pool:
             starting = pool.submit(homeserver.start)
             try:
                 eventually(
-                    lambda: holder in homeserver.log_since(position), 60, "a line on who holds it"
+                    lambda: holder(frozen) in homeserver.log_since(position), 60, "who holds it"
                 )
                 assert not starting.done()
             finally:
                 frozen.rollback()
             starting.result()
-    (line,) = [x for x in homeserver.log_since(position).splitlines() if holder in x]
-    assert " WARNING synapse_sticky.seams.database" in line
+        (line,) = [x for x in homeserver.log_since(position).splitlines() if holder(frozen) in x]
+        assert " WARNING synapse_sticky.seams.database" in line
     alice = homeserver.register()
     room = alice.create_room()
     follow_until_seen(alice, room, send_sticky(alice, room))
+    homeserver.stop()
+
+    # One that only uses the tables keeps others from changing them.
+    homeserver.execute("UPDATE synapse_sticky_schema SET version = version - 1")
+    with frozen_process(arguments, "SELECT 1 FROM synapse_sticky_progress") as frozen:
+        assert_refused(homeserver, frozen)
+
+
+def assert_refused(homeserver: Homeserver, frozen: Any) -> None:
+    """Synapse ends after a while, and its last line says who is to blame."""
+    sabotage(homeserver, "Impatient")
+    last_line = homeserver.start_expecting_failure().rstrip().splitlines()[-1]
+    assert "they have been locked by " + holder(frozen) in last_line
+    assert "idle in transaction, in this transaction since 20" in last_line

@@ -33,10 +33,17 @@ _TRY_EVERY_S: Final = 0.05
 _HOLDER: Final = f"""
     SELECT a.pid, a.application_name, a.client_addr, a.state, a.xact_start
     FROM pg_locks AS l INNER JOIN pg_stat_activity AS a USING (pid)
-    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-        AND l.classid = {_ADVISORY_LOCK >> 32} AND l.objid = {_ADVISORY_LOCK & 0xFFFF_FFFF}
+    WHERE l.granted AND a.pid != pg_backend_pid()
         AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND (
+            l.locktype = 'advisory' AND l.objsubid = 1
+            AND l.classid = {_ADVISORY_LOCK >> 32} AND l.objid = {_ADVISORY_LOCK & 0xFFFF_FFFF}
+            OR l.relation IN (SELECT oid FROM pg_class WHERE relname ~ '^synapse_sticky_')
+        )
+    ORDER BY l.locktype != 'advisory', a.xact_start LIMIT 1
 """
+# The code of PostgreSQL's error for a statement that has waited too long for a lock.
+_LOCK_NOT_AVAILABLE: Final = "55P03"
 
 
 class MigrationConnection:
@@ -90,9 +97,15 @@ class MigrationConnection:
         Raises:
             ConfigError: saying who holds the lock, after waiting for some time.
         """
-        with self.transaction() as cursor:
-            self._wait_for_lock(cursor)
-            yield cursor
+        try:
+            with self.transaction() as cursor:
+                self._wait_for_lock(cursor)
+                yield cursor
+        except Exception as error:
+            if getattr(error, "pgcode", None) != _LOCK_NOT_AVAILABLE:
+                raise
+            with self.transaction() as cursor:
+                raise self._too_long(cursor) from None
 
     def _wait_for_lock(self, cursor: Cursor) -> None:
         started = time.monotonic()
@@ -100,11 +113,7 @@ class MigrationConnection:
         while not self._take_lock(cursor):
             waited_s = time.monotonic() - started
             if waited_s >= LOCK_TIMEOUT_S:
-                raise ConfigError(
-                    f"synapse_sticky cannot check its tables: for {waited_s:.0f} s their lock has "
-                    f"been held by {self._holder(cursor)}. End the Synapse process behind it, or "
-                    "use pg_terminate_backend(), and start this one again."
-                )
+                raise self._too_long(cursor)
             if waited_s >= tell_after_s:
                 tell_after_s += _TELL_EVERY_S
                 logger.warning(
@@ -115,6 +124,13 @@ class MigrationConnection:
                 )
             time.sleep(_TRY_EVERY_S)
 
+    def _too_long(self, cursor: Cursor) -> ConfigError:
+        return ConfigError(
+            f"synapse_sticky cannot check or change its tables: for {LOCK_TIMEOUT_S} s they have "
+            f"been locked by {self._holder(cursor)}. End the Synapse process behind it, or use "
+            "pg_terminate_backend(), and start this one again."
+        )
+
     def _take_lock(self, cursor: Cursor) -> bool:
         if not self.is_postgres:
             # It waits a little, and then raises an error that says enough.
@@ -122,6 +138,8 @@ class MigrationConnection:
             return True
         cursor.execute("SELECT pg_try_advisory_xact_lock(?)", (_ADVISORY_LOCK,))
         (is_taken,) = cursor.fetchone() or (False,)
+        # For those who use the tables without the lock.
+        cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'")
         return bool(is_taken)
 
     def _holder(self, cursor: Cursor) -> str:
