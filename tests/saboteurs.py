@@ -130,7 +130,7 @@ class Impatient(_Saboteur):
         from synapse_sticky.seams import database
 
         module: Any = database
-        module.LOCK_TIMEOUT_S = 4
+        module.LOCK_TIMEOUT_S = 2
 
 
 class OtherTransactions(_Saboteur):
