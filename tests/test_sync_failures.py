@@ -17,6 +17,7 @@ from harness.homeserver import Homeserver
 from harness.wait import eventually
 from tests.sliding import MEMBER, Connection, no_window, send_known, subscription
 from tests.support import (
+    HOUR_MS,
     MakeHomeserver,
     follow_until_seen,
     ids,
@@ -271,15 +272,21 @@ def test_what_is_bundled_cannot_be_read(make_homeserver: MakeHomeserver) -> None
     homeserver = make_homeserver()
     sabotage(homeserver, "UnreadableBundles")
     homeserver.start()
-    alice = homeserver.register()
-    room = alice.create_room()
+    alice, bob = homeserver.register(), homeserver.register()
+    hidden = {"type": "m.room.history_visibility", "content": {"history_visibility": "joined"}}
+    room = alice.create_room(preset="public_chat", initial_state=[hidden])
     (event_id,) = send_known(alice, room, type="m.room.message", content=text("x"))
     edit = {"rel_type": "m.replace", "event_id": event_id}
-    alice.send(room, {**text("*"), "m.new_content": text("y"), "m.relates_to": edit})
+    content = {**text("*"), "m.new_content": text("y"), "m.relates_to": edit}
+    alice.send(room, content, sticky_ms=HOUR_MS)
+    bob.join(room)
     position = homeserver.log_position()
-    assert event_id in ids(alice.messages(room)["chunk"])
-    shown = alice.event(room, event_id)
+    assert event_id in ids(bob.messages(room)["chunk"])
+    shown = bob.event(room, event_id)
     assert "m.replace" not in shown["unsigned"].get("m.relations", {})
+    # Others are shown what Synapse shows them.
+    shown = alice.event(room, event_id)
+    assert "m.replace" in shown["unsigned"]["m.relations"]
     eventually(
         lambda: "Cannot tell what may be bundled" in homeserver.problems_since(position),
         what="the complaint in the log",
