@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from harness.client import Client, JsonDict
 
-_PATIENCE_S: Final = 20
 _POLL_MS: Final = 30_000
 
 
@@ -57,11 +56,11 @@ class Listener:
         # The thread ends with the answer to its last request, which nobody waits for.
         self._ended = True
 
-    def arrival(self, event_id: str) -> float:
+    def arrival(self, event_id: str, patience_s: float = 20) -> float:
         """When an event arrived; waits for it."""
         with self._arrived:
-            arrived = self._arrived.wait_for(lambda: event_id in self._arrivals, _PATIENCE_S)
-        assert arrived, f"{event_id} has not arrived within {_PATIENCE_S} s"
+            arrived = self._arrived.wait_for(lambda: event_id in self._arrivals, patience_s)
+        assert arrived, f"{event_id} has not arrived within {patience_s} s"
         return self._arrivals[event_id]
 
     @property

@@ -6,14 +6,14 @@ Nothing of this is stored: at a start all rooms are reviewed, and all soft-faile
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Final
 
 from synapse.types import get_domain_from_id
 
 from synapse_sticky.noticing.admission import Admission, HeldReason
 from synapse_sticky.noticing.rechecks import Rechecks
-from synapse_sticky.noticing.reviews import Reviews
+from synapse_sticky.noticing.reviews import Condition, Reviews
 from synapse_sticky.noticing.throttle import Key, Throttle
 from synapse_sticky.seams.background import Clock
 from synapse_sticky.storage.rows import RecordedEvent, Rejudged
@@ -26,6 +26,8 @@ _SLICE: Final = 500
 _SLICE_BUDGET_MS: Final = 50
 # How often held events are released that the rate of their server allows by now.
 _RELEASE_INTERVAL_MS: Final = 1_000
+PAUSE_MS: Final = 100
+"""How long the database is left to others between slices that nobody waits for."""
 
 _OVER_RATE: Final = frozenset({HeldReason.OVER_RATE.value})
 _SOFT_FAILED: Final = frozenset({HeldReason.SOFT_FAILED.value})
@@ -50,6 +52,7 @@ class Backlog:
         self._reviews = reviews
         self._rechecks = rechecks
         self._last_release_ts = 0
+        self._resume_ts = 0
         self._count_again = False
         # Where events are held that have not had their turn since then.
         self._to_release: list[Key] = []
@@ -57,23 +60,34 @@ class Backlog:
         self._reviewed, self._held, self._delivered = 0, 0, 0
 
     def __bool__(self) -> bool:
+        """Whether a slice is due now."""
+        return bool(self._reviews) or (self.is_left and self._resume_ts <= self._now_ts())
+
+    @property
+    def is_left(self) -> bool:
+        """Whether a slice is due now, or after a pause."""
         return bool(self._reviews) or bool(self._rechecks) or self._may_release()
 
     def takers(self) -> Iterator[Callable[[], Awaitable[list[Rejudged]]]]:
         """Return what takes a slice of each kind that is due."""
-        if self._may_release():
-            yield self._release
         if self._reviews:
             yield self._review
-        if self._rechecks:
-            yield self._recheck
+        if self._resume_ts <= self._now_ts():
+            if self._may_release():
+                yield self._release
+            if self._rechecks:
+                yield self._recheck
+            # Who has decided something waits for it. Nobody waits for these.
+            self._resume_ts = self._now_ts() + PAUSE_MS
 
-    async def begin(self, recorded: Sequence[RecordedEvent]) -> None:
+    async def begin(self) -> None:
         """Judge everything again: nobody has followed what was decided, or changed, meanwhile."""
-        self._reviews.note(recorded)
+        now_ts = self._now_ts()
+        self._reviews.note(await self._store.get_expiry_by_room(now_ts))
         self._reviews.add_everything()
         self._rechecks.clear()
-        self._rechecks.add(event for event in recorded if event.reasons >= _SOFT_FAILED)
+        condition, arguments = _held_for(HeldReason.SOFT_FAILED)
+        self._rechecks.add(await self._store.get_recorded(now_ts, condition, arguments))
         self._to_release = []
         await self._count_held()
 
@@ -106,16 +120,14 @@ class Backlog:
         until_ts = self._now_ts() + _SLICE_BUDGET_MS
         released: list[RecordedEvent] = []
         while self._to_release and len(released) < _SLICE and self._now_ts() <= until_ts:
-            room_id, server_name = key = self._to_release.pop()
+            key = self._to_release.pop()
             most = _SLICE - len(released)
             passing = await self._throttle.take(key, most)
             if passing == most:
                 # There may be more.
                 self._to_release.append(key)
             if passing:
-                released += await self._store.get_held(
-                    self._now_ts(), HeldReason.OVER_RATE.value, room_id, server_name, passing
-                )
+                released += await self._find_over_rate(key, passing)
         return _without(released, _OVER_RATE)
 
     async def _review(self) -> list[Rejudged]:
@@ -164,13 +176,31 @@ class Backlog:
         return _without(recorded, _SOFT_FAILED)
 
     async def _find_soft_failed(self, room_id: str, after: int, limit: int) -> list[RecordedEvent]:
+        condition, arguments = _held_for(HeldReason.SOFT_FAILED)
         return await self._store.get_recorded(
             self._now_ts(),
-            "e.room_id = ? AND e.stream_ordering > ? AND EXISTS (SELECT 1 "
-            "FROM synapse_sticky_held AS r WHERE r.event_id = e.event_id AND r.reason = ?)",
-            (room_id, after, HeldReason.SOFT_FAILED.value),
+            f"e.room_id = ? AND e.stream_ordering > ? AND {condition}",
+            (room_id, after, *arguments),
             limit,
         )
+
+    async def _find_over_rate(self, key: Key, limit: int) -> list[RecordedEvent]:
+        room_id, server_name = key
+        condition, arguments = _held_for(HeldReason.OVER_RATE)
+        return await self._store.get_recorded(
+            self._now_ts(),
+            f"e.room_id = ? AND {condition} AND e.sender LIKE ?",
+            (room_id, *arguments, f"%:{server_name}"),
+            limit,
+        )
+
+
+def _held_for(reason: HeldReason) -> Condition:
+    condition = (
+        "e.position IS NULL AND EXISTS (SELECT 1 FROM synapse_sticky_held AS r "
+        "WHERE r.event_id = e.event_id AND r.reason = ?)"
+    )
+    return condition, (reason.value,)
 
 
 def _without(events: Iterable[RecordedEvent], reasons: frozenset[str]) -> list[Rejudged]:

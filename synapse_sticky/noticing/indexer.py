@@ -26,7 +26,7 @@ from synapse_sticky.deliverable.reader import IndexReader
 from synapse_sticky.noticing.absence import settled_before
 from synapse_sticky.noticing.admission import Admission, HeldReason
 from synapse_sticky.noticing.announcements import Announcements
-from synapse_sticky.noticing.backlog import Backlog
+from synapse_sticky.noticing.backlog import PAUSE_MS, Backlog
 from synapse_sticky.noticing.ranges import in_steps, pending_ranges
 from synapse_sticky.noticing.rechecks import Rechecks
 from synapse_sticky.noticing.reviews import Reviews
@@ -104,6 +104,7 @@ class Indexer:
         self._run_again = False
         self._last_run_ts = 0
         self._scheduled = False
+        self._slice_scheduled = False
         # How many events were not recorded since that was last said.
         self._beyond = 0
         # Which ones are still to be read a second time, and up to where they were read.
@@ -259,7 +260,7 @@ class Indexer:
             await self._reader.refresh()
             self._announcements.signal_later()
             await self._store.mend_reasons()
-            await self._backlog.begin(await self._store.get_recorded(self._now_ts()))
+            await self._backlog.begin()
             self._read, self._last_position = progress
             self._stored_events_bound = self._read.events
         await self._follow()
@@ -270,7 +271,15 @@ class Indexer:
                 await self._record([], [], rejudged, self._read, self._last_position)
             # News wait for one slice only.
             await self._follow()
-        self._run_again |= bool(self._backlog)
+        if self._backlog:
+            self._run_again = True
+        elif self._backlog.is_left and not self._slice_scheduled:
+            self._slice_scheduled = True
+            self._clock.call_later(PAUSE_MS, self._on_slice_time)
+
+    def _on_slice_time(self) -> None:
+        self._slice_scheduled = False
+        self.run_now()
 
     async def _follow(self) -> None:
         """Read the streams as far as they are written."""
@@ -391,7 +400,7 @@ class Indexer:
         self._last_position = position
         self._stored_events_bound = read.events
         self._note_left_out(left_out, read)
-        self._reviews.note(admitted)
+        self._reviews.note((i.candidate.room_id, i.candidate.expires_ts) for i in admitted)
         if last_position is not None:
             self._measure(admitted)
         self._rechecks.add(soft_failed)

@@ -10,8 +10,6 @@ from typing import Final
 
 import attr
 
-from synapse_sticky.storage.rows import Admitted, RecordedEvent
-
 Condition = tuple[str, tuple[object, ...]]
 """SQL on the table of events, ``e``, and its arguments."""
 
@@ -92,12 +90,10 @@ class Reviews:
         elif review in self._due:
             self._due[review] = done
 
-    def note(self, events: Iterable[Admitted | RecordedEvent]) -> None:
-        """These events are recorded: their rooms matter until they expire."""
-        for event in events:
-            found = event.candidate if isinstance(event, Admitted) else event
-            until_ts = max(self._rooms.get(found.room_id, 0), found.expires_ts)
-            self._rooms[found.room_id] = until_ts
+    def note(self, events: Iterable[tuple[str, int]]) -> None:
+        """There are events in these rooms, which matter until these times of expiry."""
+        for room_id, expires_ts in events:
+            self._rooms[room_id] = max(self._rooms.get(room_id, 0), expires_ts)
 
     def expire(self, now_ts: int) -> None:
         """Forget the rooms that do not matter any more."""

@@ -78,18 +78,6 @@ class StickyStore:
 
         return await self._api.run_db_interaction("sticky_get_recorded", get_recorded_txn)
 
-    async def get_held(
-        self, now_ts: int, reason: str, room_id: str, server_name: str, limit: int
-    ) -> list[RecordedEvent]:
-        """Return the first events of a server in a room that are held for a reason."""
-        return await self.get_recorded(
-            now_ts,
-            "e.room_id = ? AND e.sender LIKE ? AND e.position IS NULL AND EXISTS (SELECT 1 "
-            "FROM synapse_sticky_held AS r WHERE r.event_id = e.event_id AND r.reason = ?)",
-            (room_id, f"%:{server_name}", reason),
-            limit,
-        )
-
     async def count_held(self, now_ts: int, reason: str) -> list[tuple[str, str, int]]:
         """Return how many events of each sender in each room are held for a reason."""
 
@@ -103,6 +91,21 @@ class StickyStore:
             return [(room_id, sender, count) for room_id, sender, count in txn]
 
         return await self._api.run_db_interaction("sticky_count_held", count_held_txn)
+
+    async def get_expiry_by_room(self, now_ts: int) -> list[tuple[str, int]]:
+        """Return the rooms of recorded, unexpired events, and when the last of them expires."""
+
+        def get_expiry_by_room_txn(txn: LoggingTransaction) -> list[tuple[str, int]]:
+            txn.execute(
+                "SELECT room_id, MAX(expires_ts) FROM synapse_sticky_events "
+                "WHERE expires_ts > ? GROUP BY room_id",
+                (now_ts,),
+            )
+            return [(room_id, expires_ts) for room_id, expires_ts in txn]
+
+        return await self._api.run_db_interaction(
+            "sticky_get_expiry_by_room", get_expiry_by_room_txn
+        )
 
     async def get_rooms(
         self, now_ts: int, condition: str, arguments: Sequence[object]
