@@ -44,6 +44,7 @@ PURE = {
     "ephemeral_map",
     "noticing.absence",
     "noticing.ranges",
+    "noticing.reviews",
     "protocol",
     "room_settings",
     "seams.bounds",
