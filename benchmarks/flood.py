@@ -39,8 +39,8 @@ _QUIET_ROUNDS: Final = 3
 _AFTERWARDS_ROUNDS: Final = 40
 _BOUND: Final = 1.2
 _PATIENCE_S: Final = 300
-# A tenth of the default: the machine stores little more than the default lets through.
-_SLOW: Final[JsonDict] = {"remote_rate_limit": {"per_second": 2, "burst_count": 100}}
+# A hundredth of the default: one process stores hardly more than the default lets through.
+_SLOW: Final[JsonDict] = {"remote_rate_limit": {"per_second": 0.2, "burst_count": 10}}
 _RELEASED_AT_ONCE: Final = 2_500
 """So many may be released by the default rate before others have been measured."""
 _STICKY: Final[JsonDict] = {"msc4354_sticky": {"duration_ms": STICKY_MS}}
@@ -236,7 +236,7 @@ def _section(phases: dict[str, _Phase], events: int, held: int, lost: int) -> Se
     text = f"""\
 A server sends {events:,} sticky events to one room, in transactions of {_PER_TRANSACTION}, as fast
 as Synapse reads them: in {sticky.seconds:.0f} s. That is little more than the default rate lets
-through, so it is a tenth of the default meanwhile, and at the end {held:,} are held. Then, after a
+through, so it is a hundredth of the default meanwhile, and at the end {held:,} are held. Then, after a
 restart, they are released at the default rate. Meanwhile others send, and users wait in long-polls
 of `/sync`: the time from the beginning of the send until the whole answer is there.
 
