@@ -236,9 +236,9 @@ def _section(phases: dict[str, _Phase], events: int, held: int, lost: int) -> Se
     text = f"""\
 A server sends {events:,} sticky events to one room, in transactions of {_PER_TRANSACTION}, as fast
 as Synapse reads them: in {sticky.seconds:.0f} s. That is little more than the default rate lets
-through, so it is a hundredth of the default meanwhile, and at the end {held:,} are held. Then, after a
-restart, they are released at the default rate. Meanwhile others send, and users wait in long-polls
-of `/sync`: the time from the beginning of the send until the whole answer is there.
+through, so it is a hundredth of the default meanwhile, and at the end {held:,} are held. Then,
+after a restart, they are released at the default rate. Meanwhile others send, and users wait in
+long-polls of `/sync`: the time from the beginning of the send until the whole answer is there.
 
 To store a flood is work for Synapse, whatever is in it, and the more events of a room are yet to be
 read, the longer another server's event in that room waits for its turn. So the flood of sticky

@@ -72,13 +72,16 @@ class Backlog:
         """Return what takes a slice of each kind that is due."""
         if self._reviews:
             yield self._review
-        if self._resume_ts <= self._now_ts():
-            if self._may_release():
-                yield self._release
-            if self._rechecks:
-                yield self._recheck
-            # Who has decided something waits for it. Nobody waits for these.
-            self._resume_ts = self._now_ts() + PAUSE_MS
+        if self._resume_ts > self._now_ts():
+            return
+        for is_due, take in (
+            (self._may_release(), self._release),
+            (bool(self._rechecks), self._recheck),
+        ):
+            if is_due:
+                yield take
+                # Who has decided something waits for it. Nobody waits for these.
+                self._resume_ts = self._now_ts() + PAUSE_MS
 
     async def begin(self) -> None:
         """Judge everything again: nobody has followed what was decided, or changed, meanwhile."""

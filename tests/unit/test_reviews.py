@@ -99,7 +99,7 @@ class Model:
         assert isinstance(wanted, str)
         if condition == "e.sender = ?":
             return event.sender == wanted
-        assert condition == "e.sender LIKE ?"
+        assert condition == "LOWER(e.sender) LIKE ?"
         return event.sender.endswith(wanted.removeprefix("%"))
 
 
