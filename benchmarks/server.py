@@ -56,11 +56,6 @@ class Server(Homeserver):
         self._connection: http.client.HTTPConnection | None = None
 
     @property
-    def pid(self) -> int:
-        """The process id, while it runs."""
-        return self._processes["main"].pid
-
-    @property
     def has_sticky_events(self) -> bool:
         """Whether it knows sticky events, by whichever implementation."""
         return self.kind in (OWN, STICKY)

@@ -262,6 +262,11 @@ class Homeserver:
         if self in _open:
             _open.remove(self)
 
+    @property
+    def pid(self) -> int:
+        """The ID of the main process, while it runs."""
+        return self._processes["main"].pid
+
     def _is_running(self, name: str) -> bool:
         process = self._processes.get(name)
         return process is not None and process.exit_code is None

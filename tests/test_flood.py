@@ -1,7 +1,9 @@
 """A server floods a room: it gets what its rate allows, and nobody else pays for it."""
 
+import os
 import statistics
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from tests.support import (
     MakeHomeserver,
     follow_until_seen,
     is_recorded,
+    is_stored,
     quiet_token,
     send_sticky,
     sticky,
@@ -23,7 +26,11 @@ pytestmark = pytest.mark.slow
 
 # A tenth of the default, so that a server of the tests can be above it for a while.
 RATE = {"remote_rate_limit": {"per_second": 1.5, "burst_count": 10}}
+# A thousandth.
+SLOW = {"remote_rate_limit": {"per_second": 0.02, "burst_count": 1}}
 FLOOD = 60
+PARTS, PART = 4, 25
+TYPE = "m.room.message"
 PROBES = 10
 NO_TIMELINE: JsonDict = {"room": {"timeline": {"types": []}}}
 
@@ -49,6 +56,46 @@ def test_others_do_not_pay(make_homeserver: MakeHomeserver, remote: RemoteServer
     assert followed.sticky(flooded) == sent
     assert _held(homeserver) == 0
     assert statistics.median(during) <= 3 * statistics.median(_latencies(alice, bob, room))
+
+
+def test_a_flood_costs_little_more_than_one_of_plain_events(
+    make_homeserver: MakeHomeserver, remote: RemoteServer
+) -> None:
+    # A2: others pay for what the processors do. Most of the flood is held.
+    homeserver = make_homeserver(federation=True, module_config=SLOW)
+    homeserver.start()
+    room = homeserver.register().create_room(preset="public_chat")
+    carol = remote.join(homeserver, room, "carol")
+    spent: dict[bool, float] = {False: 0, True: 0}
+    for number in range(-1, PARTS):
+        for is_sticky in (False, True):
+            before = _cpu_s(homeserver)
+            keys = sticky() if is_sticky else {}
+            sent = []
+            for _ in range(PART):
+                event = remote.create_event(room, TYPE, {"body": "flood"}, carol, **keys)
+                remote.remember(event)
+                sent.append(event)
+            remote.send(sent)
+            eventually(lambda last=sent[-1]: is_stored(homeserver, last), 60, "all stored")  # type: ignore[misc]
+            if is_sticky:
+                eventually(
+                    lambda last=sent[-1]: is_recorded(homeserver, last.event_id),  # type: ignore[misc]
+                    60,
+                    "all recorded",
+                )
+            # The first part warms up.
+            if number >= 0:
+                spent[is_sticky] += _cpu_s(homeserver) - before
+    assert _held(homeserver) > PARTS * PART / 2
+    assert spent[True] <= 1.3 * spent[False], spent
+
+
+def _cpu_s(homeserver: Homeserver) -> float:
+    """The CPU time that a homeserver of one process has used, in seconds."""
+    # After the name of the program, which may have spaces in it.
+    fields = Path(f"/proc/{homeserver.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _latencies(sender: Client, reader: Client, room: str) -> list[float]:
