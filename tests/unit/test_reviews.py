@@ -133,3 +133,18 @@ def test_the_newest_decision_goes_first() -> None:
     reviews.add_rooms(["!7:example.org"])
     _, (_, (room_id, *_)) = reviews.next()
     assert room_id == "!7:example.org"
+
+
+def test_a_decision_meanwhile_begins_again() -> None:
+    # A4: what was judged before it is judged once more
+    found = [Event(ROOMS[0], USERS[0], number) for number in range(4)]
+    model = Model(found, at_once=2)
+    model.decide("room", ROOMS[0])
+    model.read_some()
+    model.judge()
+    assert [event.judged_by for event in found] == [1, 1, 0, 0]
+    model.decide("room", ROOMS[0])
+    while model.reviews:
+        model.read_some()
+        model.judge()
+    assert [event.judged_by for event in found] == [2, 2, 2, 2]
