@@ -185,7 +185,11 @@ class IndexReader:
         self._take_over(changes)
 
     def _take_over(self, changes: Changes) -> None:
-        released = [e.event_id for e in changes.events if e.position is not None and e.held_reason]
+        released = [
+            e.event_id
+            for e in changes.events
+            if e.position is not None and (e.held_reason or self.index.knows(e.event_id))
+        ]
         self._events.forget_cached(released)
         self.index.apply(changes.events, changes.joins, changes.position, changes.read)
         self._broadcast.notify_all()

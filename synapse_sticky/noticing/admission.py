@@ -119,11 +119,11 @@ class Admission:
         """
         if candidate.refused:
             return HeldReason.REFUSED
-        if candidate.soft_failed:
-            return HeldReason.SOFT_FAILED
         if candidate.was_accepted:
             # What was accepted once never becomes soft-failed again.
             return None
+        if candidate.soft_failed:
+            return HeldReason.SOFT_FAILED
         unchecked = candidate.unchecked or await self._check.has_partial_state(candidate.room_id)
         if unchecked and not await self._check.allowed([candidate.event_id]):
             return HeldReason.SOFT_FAILED

@@ -11,7 +11,7 @@ same time. Then whoever stores first wins, and the other looks again.
 """
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 import attr
@@ -313,34 +313,35 @@ class Indexer:
         # Synapse's own news of these may still be on their way to this process.
         self._room_state.forget(changed, [state.event_id for state in found.redacted])
         self._reviews.add_rooms(changed)
-        # The others are of a range that was read before.
-        fresh = [
-            candidate
-            for candidate in found.candidates
-            if not self._reader.index.knows(candidate.event_id)
-            and candidate.event_id not in self._left_out
-        ]
+        fresh = list(self._fresh(found.candidates))
         joins = await self._mattering_joins(found.joins, fresh)
         self._rechecks.on_changes(found.state_changes)
-        # An event that was accepted once stays so. Purged, and sent once more, it was checked
-        # once more.
-        rejudged = [
-            Rejudged(_soft_failed(c), frozenset())
-            for c in found.candidates
-            if c.soft_failed and not c.refused and self._reader.index.get(c.event_id) is not None
-        ]
         if (
             fresh
             or joins
-            or rejudged
             # Other processes must not wait for these.
             or found.has_others
             or bounds.events - self._stored_events_bound >= _STEP
         ):
             # Synapse has sent these while the module was away.
             servers = [] if self._has_caught_up else await self._servers_in_rooms_of(fresh)
-            await self._record(fresh, joins, rejudged, bounds, self._last_position, servers)
+            await self._record(fresh, joins, [], bounds, self._last_position, servers)
         self._advance(bounds)
+
+    def _fresh(self, candidates: Iterable[Candidate]) -> Iterator[Candidate]:
+        """Return the candidates to record: the others were recorded when they were read before.
+
+        One that is known, and found where nothing was read yet, was purged and stored once more.
+        """
+        assert self._read is not None
+        index = self._reader.index
+        for candidate in candidates:
+            event_id = candidate.event_id
+            if not index.knows(event_id) and event_id not in self._left_out:
+                yield candidate
+            elif candidate.found_at is None or not self._read.cover(*candidate.found_at):
+                was_accepted = index.get(event_id) is not None
+                yield attr.evolve(candidate, was_accepted=was_accepted)
 
     async def _mattering_joins(
         self, joins: Iterable[SeenJoin], fresh: Collection[Candidate]

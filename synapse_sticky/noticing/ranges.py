@@ -10,6 +10,8 @@ and only the scalar bounds need to be stored.
 
 from collections.abc import Iterator
 
+import attr
+
 from synapse_sticky.seams.bounds import Bounds, Range, Stream
 
 
@@ -34,13 +36,13 @@ def pending_ranges(read: Bounds, written: Bounds) -> Iterator[Range]:
 def in_steps(read: Bounds, written: Bounds, step: int) -> Iterator[Bounds]:
     """Cut a long way into bounds that are each at most ``step`` further.
 
-    The last one is ``written`` itself; all before it are scalar.
+    The last one is ``written`` itself; those before it go on in the scalar bounds only.
     """
     while written.events - read.events > step or read.backfill - written.backfill > step:
-        read = Bounds(
+        read = attr.evolve(
+            read,
             events=min(read.events + step, written.events),
             backfill=max(read.backfill - step, written.backfill),
-            un_partial_stated=read.un_partial_stated,
         )
         yield read
     yield written

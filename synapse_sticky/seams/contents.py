@@ -11,13 +11,16 @@ class Candidate:
     """A sticky event found in Synapse's tables.
 
     Attributes:
-        stream_ordering: where the stream that it was found in has it.
+        stream_ordering: where Synapse has put it when it was stored.
         received_ts: when this server stored it, in ms since the epoch.
         soft_failed: Synapse has marked it so.
         refused: by a policy server or a spam checker.
         unchecked: Synapse never checked it against the room's current state.
         sent_out: Synapse sends it to other servers if it is by a user of this one.
-        was_accepted: Synapse's own implementation has delivered it to clients.
+        was_accepted: it was delivered to clients before, by Synapse's own implementation, or
+            by this one before it was purged.
+        found_at: its place in the stream of events that was read, and who wrote it there; None
+            if it was found in another way.
     """
 
     event_id: str
@@ -31,6 +34,7 @@ class Candidate:
     unchecked: bool
     sent_out: bool
     was_accepted: bool = False
+    found_at: tuple[str | None, int] | None = None
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)

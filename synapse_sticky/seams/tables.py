@@ -169,7 +169,7 @@ class SynapseTables:
 
         def find_recent_candidates_txn(txn: LoggingTransaction) -> list[Candidate]:
             txn.execute(
-                f"SELECT {_EVENT_COLUMNS}, {_BACKFILLED} OR o.event_id IS NOT NULL "
+                f"SELECT {_EVENT_COLUMNS}, {_BACKFILLED} OR o.event_id IS NOT NULL, NULL, NULL "
                 "FROM events AS e INNER JOIN event_json AS ej USING (event_id) "
                 "LEFT JOIN ex_outlier_stream AS o USING (event_id) "
                 f"WHERE {_COULD_BE_STICKY} ORDER BY e.stream_ordering",
@@ -259,7 +259,8 @@ def _find_by(
 ) -> list[Row]:
     """Find events that may be sticky, by their place in a stream, in ``column``."""
     txn.execute(
-        f"SELECT {_EVENT_COLUMNS}, {unchecked} FROM {joined} "
+        f"SELECT {_EVENT_COLUMNS}, {unchecked}, {column[0]}.instance_name, "
+        f"{'NULL' if part.stream is Stream.UN_PARTIAL_STATED else column} FROM {joined} "
         "INNER JOIN event_json AS ej USING (event_id) "
         f"WHERE {_in_range(column, part)} AND {_of_writer(column[0], part)} AND {condition} "
         f"AND {_COULD_BE_STICKY} ORDER BY {column}",
@@ -429,6 +430,7 @@ def _candidates(rows: Sequence[Row], now_ts: int) -> tuple[list[Candidate], bool
                     and flags.get("proactively_send", True)
                     and not flags.get("out_of_band_membership")
                 ),
+                found_at=None if row[10] is None else (row[9], row[10]),
             )
         )
     return found, has_others

@@ -188,6 +188,8 @@ class StickyStore:
                     )
                 )
                 reason_rows += [(found.event_id, reason) for reason in sorted(item.reasons)]
+                if found.soft_failed and SOFT_FAILED not in item.reasons:
+                    accepted.append(found.event_id)
             elif isinstance(item, Rejudged):
                 event_id, before = item.event.event_id, item.event.reasons
                 rejudged.append(
@@ -237,7 +239,12 @@ class StickyStore:
                 "INSERT INTO synapse_sticky_events "
                 "(event_id, room_id, sender, expires_ts, stream_ordering, revision, position, "
                 "held_reason, owed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
-                "ON CONFLICT (event_id) DO NOTHING",
+                # There is a row if the event was purged, and stored once more.
+                "ON CONFLICT (event_id) DO UPDATE SET room_id = excluded.room_id, "
+                "sender = excluded.sender, expires_ts = excluded.expires_ts, "
+                "stream_ordering = excluded.stream_ordering, revision = excluded.revision, "
+                "position = excluded.position, held_reason = excluded.held_reason, "
+                "owed = excluded.owed",
                 event_rows,
             )
             _execute_batch(
@@ -249,7 +256,7 @@ class StickyStore:
             _execute_batch(
                 txn,
                 "DELETE FROM synapse_sticky_held WHERE event_id = ?",
-                [(event_id,) for *_, event_id in rejudged],
+                [*((row[0],) for row in event_rows), *((row[-1],) for row in rejudged)],
             )
             _execute_batch(
                 txn,

@@ -238,15 +238,19 @@ def test_steps_lead_all_the_way(pair: tuple[Bounds, Bounds], step: int) -> None:
     assert {key: sorted(numbers) for key, numbers in _covered(parts).items() if not key[1]} == {
         key: sorted(numbers) for key, numbers in whole.items() if not key[1]
     }
-    # The steps know nothing of writers: those are read from where the scalar bounds end.
-    if len(steps) > 1:
-        for (stream, writer), numbers in _covered(parts).items():
-            if writer and stream is Stream.EVENTS:
-                assert numbers == list(range(written.events + 1, numbers[-1] + 1))
-                assert numbers[-1] == written.events_by_writer[writer]
-            elif writer:
-                assert numbers == list(range(numbers[0], written.backfill))
-                assert numbers[0] == written.backfill_by_writer[writer]
+    # The steps go on in the scalar bounds: what each writer wrote is read once, at the end.
+    for (stream, writer), numbers in _covered(parts).items():
+        if writer and stream is Stream.EVENTS:
+            start = max(written.events, read.events_by_writer.get(writer, 0))
+            assert numbers == list(range(start + 1, written.events_by_writer[writer] + 1))
+        elif writer:
+            start = min(written.backfill, read.backfill_by_writer.get(writer, 0))
+            assert numbers == list(range(written.backfill_by_writer[writer], start))
+    # What was read stays read.
+    for writer in WRITERS:
+        for place in (-50, -5, 5, 50):
+            if read.cover(writer, place):
+                assert all(after.cover(writer, place) for after in steps[:-1])
 
 
 @given(bounds_pairs(), st.sampled_from([*WRITERS, None]), st.integers(-60, 60))

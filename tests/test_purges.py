@@ -1,0 +1,86 @@
+"""What was purged and comes again is new: nothing that is left of it stands in its way."""
+
+import pytest
+
+from harness.client import Client, quote
+from harness.homeserver import Homeserver
+from harness.remote import RemoteServer
+from harness.wait import eventually
+from tests.support import (
+    NO_TIMELINE,
+    follow,
+    is_stored,
+    reasons,
+    section_ids,
+    sticky,
+)
+
+
+def purge_room(homeserver: Homeserver, admin: Client, room: str) -> None:
+    """Delete a room, and wait until nothing of it is left in Synapse's tables."""
+    path = f"/_synapse/admin/v2/rooms/{quote(room)}"
+    deletion = admin.request("DELETE", path, json={"purge": True})["delete_id"]
+    status = f"/_synapse/admin/v2/rooms/delete_status/{deletion}"
+    eventually(lambda: admin.request("GET", status)["status"] == "complete", what="the deletion")
+    assert not homeserver.query("SELECT 1 FROM events WHERE room_id = ?", room)
+
+
+def start_room(remote: RemoteServer, *members: Client) -> str:
+    """A room of the other server with carol in it, and these users."""
+    room = remote.create_room("carol", "11")
+    for member in members:
+        member.join(room, via=[remote.server_name])
+    return room
+
+
+# C1, C3
+@pytest.mark.deployments("sqlite", "workers")
+def test_a_room_that_is_purged_and_joined_again(
+    homeserver: Homeserver, alice: Client, bob: Client, remote: RemoteServer
+) -> None:
+    """Its sticky events reach everybody, also who has read beyond them meanwhile."""
+    admin = homeserver.register(admin=True)
+    room = start_room(remote, alice, bob)
+    carol = remote.user_id("carol")
+    sent = [remote.send_event(room, carol, **sticky()) for _ in range(5)]
+    wanted = [event.event_id for event in sent]
+    eventually(lambda: section_ids(alice, room) == wanted, what="the events")
+    purge_room(homeserver, admin, room)
+    since = alice.sync(filter=NO_TIMELINE)["next_batch"]
+    for user in (alice, bob):
+        user.join(room, via=[remote.server_name])
+    since = alice.sync(since, filter=NO_TIMELINE)["next_batch"]
+    for event in sent:
+        remote.send(event)
+        eventually(lambda event=event: is_stored(homeserver, event))  # type: ignore[misc]
+    followed = follow(
+        alice, since, until=lambda f: set(f.sticky(room)) == set(wanted), filter=NO_TIMELINE
+    )
+    assert sorted(followed.sticky(room)) == sorted(wanted)
+    eventually(lambda: set(section_ids(bob, room)) == set(wanted))
+
+
+# K1
+@pytest.mark.deployments("sqlite")
+def test_what_was_held_before_a_purge(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """An event that was soft-failed, and is not when it comes again, is delivered."""
+    admin = homeserver.register(admin=True)
+    room = start_room(remote, alice)
+    carol, dave = remote.user_id("carol"), remote.user_id("dave")
+    remote.send_event(room, dave, {"membership": "join"}, "m.room.member", dave)
+    before = remote.send_event(room, dave)
+    remote.send_event(room, carol, {"membership": "ban"}, "m.room.member", dave)
+    held = remote.send_event(room, dave, prev_events=[before], **sticky())
+    eventually(lambda: reasons(homeserver, held.event_id) == ["soft_failed"], what="the event")
+    purge_room(homeserver, admin, room)
+    # Whoever joins now is told of no ban.
+    for sender, membership in ((carol, "leave"), (dave, "join")):
+        content = {"membership": membership}
+        remote.remember(remote.create_event(room, "m.room.member", content, sender, dave))
+    alice.join(room, via=[remote.server_name])
+    remote.send(held)
+    eventually(lambda: is_stored(homeserver, held), what="the event again")
+    eventually(lambda: section_ids(alice, room) == [held.event_id])
+    assert reasons(homeserver, held.event_id) == []
