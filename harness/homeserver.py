@@ -9,6 +9,7 @@ import re
 import secrets
 import signal
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -240,6 +241,7 @@ class Homeserver:
         module_config: Mapping[str, Any] | None = None,
         extra_config: Mapping[str, Any] | None = None,
         own_flag: bool | None = None,
+        database: Mapping[str, Any] | None = None,
     ) -> None:
         """Change the configuration while stopped. What is not given stays as it is."""
         if self._processes:
@@ -252,6 +254,8 @@ class Homeserver:
             self._extra_config = extra_config
         if own_flag is not None:
             self._own_flag = own_flag
+        if database is not None:
+            self._database, self._prepared = database, False
 
     def close(self) -> None:
         """Stop, and let go of all connections."""
@@ -478,6 +482,16 @@ class Homeserver:
     @property
     def _sqlite_path(self) -> Path:
         return self.directory / "homeserver.db"
+
+    def port_from_sqlite(self) -> None:
+        """Copy the SQLite database that it had into PostgreSQL, with Synapse's own script."""
+        self._write_configuration()
+        script = [self._python, "-m", "synapse._scripts.synapse_port_db"]
+        script += ["--sqlite-database", str(self._sqlite_path)]
+        script += ["--postgres-config", str(self.directory / "homeserver.yaml")]
+        done = subprocess.run(script, cwd=self.directory, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"synapse_port_db failed:\n{done.stderr[-8000:]}")
 
     def query(self, sql: str, *arguments: Any) -> list[tuple[Any, ...]]:
         """Rows straight from the database. `?` stands for an argument."""

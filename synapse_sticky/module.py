@@ -65,7 +65,7 @@ from synapse_sticky.seams.room_state import RoomState
 from synapse_sticky.seams.rooms import Rooms
 from synapse_sticky.seams.signal import Messenger, Signal
 from synapse_sticky.seams.streams import StreamBounds, Waker
-from synapse_sticky.seams.tables import SynapseTables, check_tables
+from synapse_sticky.seams.tables import SynapseTables, begin_sequences, check_tables
 from synapse_sticky.servers.debts import Debt, Debts
 from synapse_sticky.servers.ledger import Ledger
 from synapse_sticky.servers.looper import RETRY, Looper
@@ -263,6 +263,8 @@ def _prepare_tables(
     try:
         with connection.transaction() as txn:
             check_tables(txn)
+            if connection.is_postgres:
+                begin_sequences(txn)
         version = migrate(connection)
         with connection.transaction() as txn:
             return version, load_index(txn, now_ts), read_overrides(txn)

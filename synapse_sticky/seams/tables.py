@@ -47,6 +47,13 @@ _COLUMNS: Final[Mapping[str, str]] = {
     ),
 }
 
+# What numbers the streams, on PostgreSQL.
+_SEQUENCES: Final = (
+    "events_stream_seq",
+    "events_backfill_stream_seq",
+    "un_partial_stated_event_stream_sequence",
+)
+
 # Synapse stores events as JSON with plain ASCII keys. Whether the key really
 # stands at the top level is looked at afterwards.
 _EVENT_KEY_PATTERN: Final = f'%"{EVENT_KEY}"%'
@@ -83,6 +90,16 @@ def check_tables(txn: Cursor) -> None:
                 f"the table {table} cannot be read with the columns {columns} ({error})"
             ) from error
         txn.execute("RELEASE SAVEPOINT synapse_sticky_check")
+
+
+def begin_sequences(txn: Cursor) -> None:
+    """Take the first number of each sequence on PostgreSQL that none was taken from yet.
+
+    Synapse takes it for one that was written already: after ``synapse_port_db`` as in a new
+    database. An event with that number would be passed over.
+    """
+    for sequence in _SEQUENCES:
+        txn.execute(f"SELECT nextval('{sequence}') FROM {sequence} WHERE NOT is_called")
 
 
 class SynapseTables:
