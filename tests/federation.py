@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from harness.client import Client, MatrixError
+from harness.client import Client, MatrixError, quote
 from harness.homeserver import Homeserver
 from harness.remote import RemoteServer
 from harness.wait import eventually
@@ -98,3 +98,12 @@ def wait_until_received(
         return True
 
     eventually(all_came, timeout_s, "events at the tests' own server")
+
+
+def purge_room(homeserver: Homeserver, admin: Client, room: str) -> None:
+    """Delete a room, and wait until nothing of it is left in Synapse's tables."""
+    path = f"/_synapse/admin/v2/rooms/{quote(room)}"
+    deletion = admin.request("DELETE", path, json={"purge": True})["delete_id"]
+    status = f"/_synapse/admin/v2/rooms/delete_status/{deletion}"
+    eventually(lambda: admin.request("GET", status)["status"] == "complete", what="the deletion")
+    assert not homeserver.query("SELECT 1 FROM events WHERE room_id = ?", room)

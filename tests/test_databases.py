@@ -1,12 +1,96 @@
 """What operators do to the database: sticky events still reach everybody afterwards."""
 
+import contextlib
+import shutil
+import sqlite3
+import time
+from pathlib import Path
+
 import pytest
 
+from harness.client import Client
+from harness.homeserver import Homeserver
 from harness.postgres import PostgresServer
 from harness.wait import eventually
-from tests.support import MakeHomeserver, follow_until_seen, section_ids, send_sticky
+from tests.federation import purge_room
+from tests.support import (
+    MakeHomeserver,
+    follow_until_seen,
+    section_ids,
+    send_plain,
+    send_sticky,
+)
 
 pytestmark = pytest.mark.slow
+
+RESTORED = "was restored"
+
+
+def restore_dump(homeserver: Homeserver, dump: Path) -> None:
+    """Replace all tables that a dump has. The module's stay as they are, if it has none."""
+    database = homeserver.directory / "homeserver.db"
+    newer = homeserver.directory / "newer.db"
+    shutil.move(database, newer)
+    shutil.copy(dump, database)
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("ATTACH ? AS newer", (str(newer),))
+        statements = connection.execute(
+            "SELECT name, sql FROM newer.sqlite_master WHERE sql IS NOT NULL "
+            "AND tbl_name LIKE 'synapse_sticky_%' ORDER BY type DESC"
+        ).fetchall()
+        for _, statement in statements:
+            connection.execute(statement)
+        for name, statement in statements:
+            if statement.startswith("CREATE TABLE"):
+                connection.execute(f"INSERT INTO main.{name} SELECT * FROM newer.{name}")
+        connection.commit()
+
+
+def times_of_syncs(reader: Client, sender: Client, room: str) -> list[float]:
+    """How long answers take that show a new sticky event, sorted."""
+    times = []
+    since = reader.sync()["next_batch"]
+    for _ in range(5):
+        sender.send(room, sticky_ms=60_000)
+        began = time.monotonic()
+        since = reader.sync(since)["next_batch"]
+        times.append(time.monotonic() - began)
+    return sorted(times)
+
+
+# C1, C9, X4
+def test_a_dump_from_before_the_module(make_homeserver: MakeHomeserver) -> None:
+    """Restored over a newer database: the module starts over, says so, and nobody waits."""
+    homeserver = make_homeserver("sqlite", module=False)
+    homeserver.start()
+    alice, bob = homeserver.register(), homeserver.register()
+    room = alice.create_room(preset="public_chat")
+    bob.join(room)
+    homeserver.stop()
+    dump = homeserver.directory / "dump.db"
+    shutil.copy(homeserver.directory / "homeserver.db", dump)
+    homeserver.reconfigure(module=True)
+    homeserver.start()
+    lost = send_sticky(alice, room, 3)
+    send_plain(alice, room, 20)
+    eventually(lambda: section_ids(bob, room) == lost, what="the events")
+    bob.leave(room)
+    bob.join(room)
+    homeserver.stop()
+    restore_dump(homeserver, dump)
+    homeserver.start()
+    sent = send_sticky(alice, room, 2)
+    eventually(lambda: section_ids(bob, room) == sent, what="the events after that")
+    assert homeserver.log().count(RESTORED) == 1
+    times = times_of_syncs(bob, alice, room)
+    assert times[2] < 0.3, times
+    # How an operator starts over, also while Synapse runs: what still lives comes again.
+    since = bob.sync()["next_batch"]
+    homeserver.execute("DELETE FROM synapse_sticky_progress")
+    follow_until_seen(bob, room, sent, since)
+    sent += send_sticky(alice, room)
+    eventually(lambda: set(section_ids(bob, room)).issuperset(sent), what="the next event")
+    assert homeserver.log().count(RESTORED) == 1
 
 
 # C1, C9
@@ -37,3 +121,42 @@ def test_from_sqlite_to_postgres(
     followed = follow_until_seen(bob, room, [first], since)
     if started_once:
         assert followed.seen(room) == [first]
+
+
+def newest(homeserver: Homeserver) -> int:
+    """The place of the newest event in the stream."""
+    ((place,),) = homeserver.query("SELECT max(stream_ordering) FROM events")
+    return int(place)
+
+
+# C1
+def test_a_database_that_is_set_back_while_synapse_runs(make_homeserver: MakeHomeserver) -> None:
+    """As by a failover: what Synapse stores below what was read is noticed, and it is said once."""
+    homeserver = make_homeserver("postgres", module_config={"cleanup_interval": "1s"})
+    homeserver.start()
+    admin = homeserver.register(admin=True)
+    alice, bob = homeserver.register(), homeserver.register()
+    room, lost = (alice.create_room(preset="public_chat") for _ in range(2))
+    bob.join(room)
+    before = send_sticky(alice, room)
+    eventually(lambda: section_ids(bob, room) == before, what="the event before")
+    place = newest(homeserver)
+    homeserver.execute("SELECT setval('events_stream_seq', ?)", place + 1000)
+    (gone,) = send_sticky(alice, lost)
+    eventually(lambda: section_ids(alice, lost) == [gone], what="the event that gets lost")
+    purge_room(homeserver, admin, lost)
+    assert newest(homeserver) == place
+    homeserver.execute("SELECT setval('events_stream_seq', ?)", place)
+    sent = send_sticky(alice, room, 3)
+    eventually(lambda: section_ids(bob, room) == before + sent, what="the events")
+    assert newest(homeserver) < place + 1000
+    times = times_of_syncs(bob, alice, room)
+    assert times[2] < 0.45, times
+    assert homeserver.log().count("was set back while Synapse was running") == 1
+    homeserver.stop()
+    # Synapse does not start again without this, and says so.
+    homeserver.execute("DELETE FROM stream_positions WHERE stream_name = 'events'")
+    homeserver.start()
+    sent += send_sticky(alice, room, 2)
+    eventually(lambda: set(section_ids(bob, room)).issuperset(sent), what="events after that")
+    assert homeserver.log().count("Restart Synapse") == 1

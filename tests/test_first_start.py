@@ -14,7 +14,7 @@ from tests.federation import (
     wait_until_received,
 )
 from tests.sliding import BEGINNING, Connection, drained, subscription
-from tests.support import MakeHomeserver, is_recorded, send_plain, send_sticky
+from tests.support import MakeHomeserver, is_recorded, section_ids, send_plain, send_sticky
 
 pytestmark = pytest.mark.slow
 
@@ -223,3 +223,40 @@ def test_nobody_waits_for_joins_from_before(make_homeserver: MakeHomeserver) -> 
         connection.ask()
         times.append(time.monotonic() - began)
     assert sorted(times)[2] < 0.25, times
+
+
+# F1, F2, F5
+@pytest.mark.parametrize("kind", ["sqlite", "workers"])
+def test_owed_after_starting_over(
+    make_homeserver: MakeHomeserver, remote: RemoteServer, kind: str
+) -> None:
+    """If Synapse's streams end before what was read, nothing is sent again or forgotten."""
+    homeserver = make_homeserver(kind, federation=True, module_config=GRACE)
+    homeserver.start()
+    alice = homeserver.register()
+    room = create_room(alice)
+    carol = remote.join(homeserver, room, "carol")
+    wait_until_joined(homeserver, room, carol)
+    sent = send_sticky(alice, room, 2)
+    wait_until_received(remote, sent)
+    wait_until_sent(homeserver, remote, sent[-1])
+    # The watermarks are stored every few seconds.
+    eventually(
+        lambda: homeserver.query(
+            "SELECT 1 FROM synapse_sticky_watermarks "
+            "WHERE settled_position = (SELECT max(position) FROM synapse_sticky_events)"
+        )
+    )
+    homeserver.stop()
+    homeserver.execute("UPDATE synapse_sticky_progress SET events_stream = events_stream + 1000")
+    homeserver.start()
+    sent += send_sticky(alice, room)
+    wait_until_received(remote, sent)
+    for url in homeserver.client_urls:
+        reader = alice.via(url)
+        eventually(lambda reader=reader: section_ids(reader, room) == sent)  # type: ignore[misc]
+    with RemoteServer() as late:
+        late.join(homeserver, room, "dave")
+        wait_until_received(late, sent)
+        time.sleep(2)
+        assert receipts(remote, sent) == dict.fromkeys(sent, 1)

@@ -2,10 +2,11 @@
 
 import pytest
 
-from harness.client import Client, quote
+from harness.client import Client
 from harness.homeserver import Homeserver
 from harness.remote import RemoteServer
 from harness.wait import eventually
+from tests.federation import purge_room
 from tests.support import (
     NO_TIMELINE,
     follow,
@@ -14,15 +15,6 @@ from tests.support import (
     section_ids,
     sticky,
 )
-
-
-def purge_room(homeserver: Homeserver, admin: Client, room: str) -> None:
-    """Delete a room, and wait until nothing of it is left in Synapse's tables."""
-    path = f"/_synapse/admin/v2/rooms/{quote(room)}"
-    deletion = admin.request("DELETE", path, json={"purge": True})["delete_id"]
-    status = f"/_synapse/admin/v2/rooms/delete_status/{deletion}"
-    eventually(lambda: admin.request("GET", status)["status"] == "complete", what="the deletion")
-    assert not homeserver.query("SELECT 1 FROM events WHERE room_id = ?", room)
 
 
 def start_room(remote: RemoteServer, *members: Client) -> str:

@@ -25,7 +25,7 @@ from synapse_sticky.config import StickyEventsConfig
 from synapse_sticky.deliverable.index import StickyIndex
 from synapse_sticky.deliverable.messages import Recorded, Stored, StoredEvent
 from synapse_sticky.seams.background import Broadcast, Clock
-from synapse_sticky.seams.bounds import NOTHING_READ, Bounds
+from synapse_sticky.seams.bounds import Bounds
 from synapse_sticky.seams.events import EventSource
 from synapse_sticky.seams.failures import shielded
 from synapse_sticky.seams.signal import Messenger
@@ -105,6 +105,9 @@ class IndexReader:
         self._stored_listeners: list[Callable[[Stored], None]] = []
         self._expected: dict[str, _Expected] = {}
         self._received: dict[str, int] = {}
+        self._reset_listeners: list[Callable[[], None]] = []
+        # How far Synapse's streams were read, as it is stored.
+        self._stored_read = index.read
 
     def subscribe(self, listener: Callable[[Changes], None]) -> None:
         """Call this with the changes that the index has just taken over. It must not raise."""
@@ -117,6 +120,10 @@ class IndexReader:
     def subscribe_to_stored(self, listener: Callable[[Stored], None]) -> None:
         """Call this when any process has stored sticky events. It must not raise."""
         self._stored_listeners.append(listener)
+
+    def subscribe_to_resets(self, listener: Callable[[], None]) -> None:
+        """Call this when the tables were restored or dropped. It must not raise."""
+        self._reset_listeners.append(listener)
 
     def start(self, config: StickyEventsConfig) -> None:
         """Begins to look for lost signals and to forget what has expired."""
@@ -168,21 +175,27 @@ class IndexReader:
     async def refresh(self) -> None:
         """Brings the index to what is stored now."""
         while True:
-            index, after = self.index, self.index.position
+            index, after, read = self.index, self.index.position, self._stored_read
             changes = await self._store.get_changes(after, self._clock.now_ts())
             if self.index is index and index.position == after:
                 break
             # Somebody else was faster, and what was read is no continuation.
             if changes.position <= self.index.position:
                 return
-        if changes.position < after:
+        is_restored = changes.position < after
+        if is_restored:
             logger.warning(
                 "The tables synapse_sticky_* were restored or dropped while Synapse was running: "
                 "every unexpired sticky event is delivered again"
             )
+        if is_restored or read.is_beyond(changes.read):
+            # The process that gives out positions says why it has started over.
             self.index = StickyIndex()
             changes = await self._store.get_changes(0, self._clock.now_ts())
         self._take_over(changes)
+        if is_restored:
+            for listener in self._reset_listeners:
+                listener()
 
     def _take_over(self, changes: Changes) -> None:
         released = [
@@ -192,6 +205,7 @@ class IndexReader:
         ]
         self._events.forget_cached(released)
         self.index.apply(changes.events, changes.joins, changes.position, changes.read)
+        self._stored_read = changes.read
         self._broadcast.notify_all()
         if not changes.events and not changes.joins:
             return
@@ -348,7 +362,11 @@ def load_index(txn: Any, now_ts: int) -> StickyIndex:
     """Read everything unexpired, row by row: at start-up that may be a lot."""
     index = StickyIndex()
     # First: what comes in while the rest is read comes again with the next changes.
-    read, position = read_progress(txn) or (NOTHING_READ, 0)
+    progress = read_progress(txn)
+    if progress is None:
+        # Whatever there is, it is deleted at the first start.
+        return index
+    read, position = progress
     joins = read_joins(txn, 0, now_ts)
     index.apply(iter_event_changes(txn, 0, now_ts), joins, position, read)
     return index

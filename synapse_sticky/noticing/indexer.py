@@ -59,6 +59,8 @@ _WATCH_INTERVAL_MS: Final = 1_000
 # In busy times one look finds several events: they wait this long for each
 # other, unless a request waits for one of them.
 _MIN_INTERVAL_MS: Final = 50
+# How long it takes at most, nearly always, to store an event that has a place.
+_SETTLES_MS: Final = 200
 # How much of a stream one look takes, and how much may be read anew after a
 # kill. A row costs a few microseconds.
 _STEP: Final = 5_000
@@ -111,11 +113,16 @@ class Indexer:
         self._left_out: dict[str, Bounds] = {}
         self._ordinary: set[int] | None = None
         self._has_caught_up = False
+        # What is stored may be something else than what is known here.
+        self._must_reload = False
+        # Whether Synapse remembers places that its database does not know.
+        self._is_set_back = False
 
     def start(self, config: StickyEventsConfig) -> None:
         """Begins to follow the streams."""
         self._reader.subscribe_to_waits(self.run_now)
         self._reader.subscribe_to_stored(self.on_stored)
+        self._reader.subscribe_to_resets(self._reload)
         self._api.looping_background_call(self._watch, _WATCH_INTERVAL_MS, desc="sticky_watch")
         self._api.looping_background_call(
             self._clean_up, config.cleanup_interval_ms, desc="sticky_clean_up"
@@ -215,6 +222,7 @@ class Indexer:
     def _has_news(self) -> bool:
         return (
             self._read is None
+            or self._must_reload
             or bool(self._backlog)
             or any(pending_ranges(self._read, self._bounds.current()))
         )
@@ -248,11 +256,14 @@ class Indexer:
             self.on_stream_change()
 
     async def _read_news(self) -> None:
-        written = self._bounds.current()
+        if self._must_reload:
+            self._must_reload, self._read = False, None
         if self._read is None:
+            written = await self._within_database(self._bounds.current())
             progress = await self._store.get_progress()
-            if progress is None:
-                await self._begin(written)
+            if progress is None or progress[0].is_beyond(await self._bounds.allocated()):
+                await self._begin(written, progress)
+                await self._backlog.begin(await self._store.get_recorded(self._now_ts()))
                 self._has_caught_up = True
                 return
             # Another process may have given out positions meanwhile. And whoever gave them
@@ -284,17 +295,58 @@ class Indexer:
     async def _follow(self) -> None:
         """Read the streams as far as they are written."""
         assert self._read is not None
-        for bounds in in_steps(self._read, self._bounds.current(), _STEP):
+        written = self._bounds.current()
+        if self._is_set_back:
+            written = await self._within_database(written)
+        for bounds in in_steps(self._read, self._read.joined(written), _STEP):
             await self._read_up_to(bounds)
 
-    async def _begin(self, written: Bounds) -> None:
-        """The first start: what is already in the database and sticky counts too."""
-        candidates = await self._tables.find_recent_candidates(self._now_ts())
+    async def _begin(self, written: Bounds, progress: tuple[Bounds, int] | None) -> None:
+        """The first start: what is already in the database and sticky counts too.
+
+        Args:
+            progress: as it is stored, if Synapse's streams end before it: then start over.
+        """
+        index = self._reader.index
+        candidates = [
+            attr.evolve(c, was_accepted=c.was_accepted or index.get(c.event_id) is not None)
+            for c in await self._tables.find_recent_candidates(self._now_ts())
+        ]
         servers = await self._servers_in_rooms_of(candidates)
         joins = [server.join for server in servers if server.join is not None]
-        await self._record(candidates, joins, [], written, None, servers)
+        last_position = None if progress is None else progress[1]
+        await self._record(candidates, joins, [], written, last_position, servers, begins=True)
         self._advance(written)
-        logger.info("Found %d unexpired sticky events in the database", len(candidates))
+        if progress is not None:
+            logger.warning(
+                "Synapse's database, or a part of it, was restored or set back: its streams end "
+                "before the place up to which they were read for sticky events. Read the last "
+                "hour again: %d unexpired sticky events are delivered again",
+                len(candidates),
+            )
+        else:
+            logger.info("Found %d unexpired sticky events in the database", len(candidates))
+
+    async def _within_database(self, written: Bounds) -> Bounds:
+        """Return how far the streams are written, and no further than the database says."""
+        allocated = await self._bounds.allocated()
+        was_set_back, self._is_set_back = self._is_set_back, written.is_beyond(allocated)
+        if not self._is_set_back:
+            return written
+        if not was_set_back:
+            logger.warning(
+                "Synapse's database was set back while Synapse was running, as a failover to an "
+                "older copy does. Restart Synapse: it has gone on from where it was. Until then "
+                "sticky events are noticed a little later"
+            )
+        # Some of the places may have been given to events that are still to be stored.
+        await self._clock.sleep(_SETTLES_MS)
+        return written.within(allocated)
+
+    def _reload(self) -> None:
+        """Go on with what is stored, whatever is known here. Never raises."""
+        self._must_reload = True
+        self.run_now()
 
     async def _read_up_to(self, bounds: Bounds) -> None:
         assert self._read is not None
@@ -373,6 +425,7 @@ class Indexer:
         read: Bounds,
         last_position: int | None,
         servers: Collection[ServerInRoom] = (),
+        begins: bool = False,
     ) -> None:
         admitted: list[Admitted] = []
         left_out: list[str] = []
@@ -389,23 +442,29 @@ class Indexer:
         items.sort(key=_stream_ordering)
         items += rejudged
         now_ts = self._now_ts()
-        positioned, position = give_positions(items, last_position, now_ts)
-        watermarks = await self._settled_before(positioned, servers)
+        # Older positions are in the hands of clients.
+        after = max(now_ts, self._last_position, last_position or 0) if begins else last_position
+        positioned, position = give_positions(items, after, now_ts)
+        watermarks = await self._settled_before(positioned, servers, begins)
         changes = [
             EventChange.of_admitted(i, at) for at, i in positioned if isinstance(i, Admitted)
         ]
-        is_message = len(changes) == len(items) and self._announcements.fit_in_message(changes)
+        is_message = (
+            not begins
+            and len(changes) == len(items)
+            and self._announcements.fit_in_message(changes)
+        )
         await self._store.record(
-            positioned, read, last_position, position, now_ts, watermarks, not is_message
+            positioned, read, last_position, position, now_ts, watermarks, not is_message, begins
         )
         self._last_position = position
         self._stored_events_bound = read.events
         self._note_left_out(left_out, read)
         self._reviews.note((i.candidate.room_id, i.candidate.expires_ts) for i in admitted)
-        if last_position is not None:
+        if not begins:
             self._measure(admitted)
         self._rechecks.add(soft_failed)
-        if len(changes) == len(items):
+        if len(changes) == len(items) and not begins:
             recorded = Recorded(last_position or 0, position, read, changes)
             if is_message:
                 self._announcements.send(recorded)
@@ -438,9 +497,12 @@ class Indexer:
         self,
         items: Sequence[tuple[int, Item]],
         servers: Collection[ServerInRoom],
+        begins: bool,
     ) -> list[WatermarkRow]:
         if not servers:
             return []
+        if begins:
+            return settled_before(items, servers, lambda server_name, room_id: 0)
         index, now_ts = self._reader.index, self._now_ts()
         rows = {(r.server_name, r.room_id): r for r in await self._store.get_watermarks(now_ts)}
 
@@ -467,10 +529,16 @@ class Indexer:
         )
 
     async def _clean_up(self) -> None:
+        with shielded("Cannot find out whether the database was set back; trying again"):
+            await self._notice_set_back()
         self._rechecks.expire(self._now_ts())
         self._reviews.expire(self._now_ts())
         with shielded("Cannot delete expired sticky events; trying again"):
             await self._delete_expired()
+
+    async def _notice_set_back(self) -> None:
+        if self._read is not None and self._read.is_beyond(await self._bounds.allocated()):
+            self._reload()
 
     async def _delete_expired(self) -> None:
         deleted, held = await self._store.delete_expired(self._now_ts())

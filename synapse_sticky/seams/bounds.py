@@ -45,6 +45,24 @@ class Bounds:
         oldest = min([other.backfill, *other.backfill_by_writer.values()])
         return self.events >= newest and self.backfill <= oldest
 
+    def is_beyond(self, other: "Bounds") -> bool:
+        """Whether any of these bounds is further than all that others cover."""
+        return (
+            self.events > other.events
+            or self.backfill < other.backfill
+            or self.un_partial_stated > other.un_partial_stated
+            or any(not other.cover(*bound) for bound in self.events_by_writer.items())
+            or any(not other.cover(*bound) for bound in self.backfill_by_writer.items())
+        )
+
+    def within(self, other: "Bounds") -> "Bounds":
+        """Return the scalar bounds, but none that is further than another's."""
+        return Bounds(
+            min(self.events, other.events),
+            max(self.backfill, other.backfill),
+            min(self.un_partial_stated, other.un_partial_stated),
+        )
+
     def joined(self, other: "Bounds") -> "Bounds":
         """Return the further one of each of these bounds and others."""
         return Bounds(

@@ -3,6 +3,7 @@
 
 import logging
 from collections.abc import Collection
+from typing import Any
 
 from synapse.server import HomeServer
 from synapse.types import StreamKeyType
@@ -33,9 +34,11 @@ class StreamBounds:
             require(store, name)
             require(getattr(store, name), "get_current_token")
             require(getattr(store, name), "get_current_token_for_writer", "instance_name")
+            require(getattr(store, name), "get_max_allocated_token")
         self._events = store._stream_id_gen
-        self._backfill = store._backfill_id_gen
-        self._un_partial_stated = store._un_partial_stated_events_stream_id_gen
+        # It has more than its base class promises.
+        self._backfill: Any = store._backfill_id_gen
+        self._un_partial_stated: Any = store._un_partial_stated_events_stream_id_gen
         self._writers = hs.config.worker.writers.events
         self._told: dict[str, int] = {}
         self.is_writer = hs.get_instance_name() in self._writers
@@ -59,6 +62,18 @@ class StreamBounds:
                 writer: self._backfill.get_current_token_for_writer(writer)
                 for writer in self._writers
             },
+        )
+
+    async def allocated(self) -> Bounds:
+        """Return up to where Synapse has given out places, as the database says.
+
+        No place beyond was ever written, unless the database was set back.
+        """
+        return Bounds(
+            events=await self._events.get_max_allocated_token(),
+            # As a positive number.
+            backfill=-await self._backfill.get_max_allocated_token(),
+            un_partial_stated=await self._un_partial_stated.get_max_allocated_token(),
         )
 
     def written_by(self, writer: str) -> int:

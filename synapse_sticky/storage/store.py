@@ -151,6 +151,7 @@ class StickyStore:
         now_ts: int,
         watermarks: Sequence[WatermarkRow] = (),
         signals: bool = True,
+        begins: bool = False,
     ) -> None:
         """Store the events and joins that were found, and how far was read, together.
 
@@ -163,6 +164,7 @@ class StickyStore:
             position: the last position given out now.
             watermarks: of servers that have some of the events.
             signals: whether to signal it to the other processes.
+            begins: whether this is the first record: what older ones have left is deleted.
 
         Raises:
             LostRace: if it is not what was said. Nothing is stored then.
@@ -218,7 +220,8 @@ class StickyStore:
         def record_txn(txn: LoggingTransaction) -> None:
             by_writer = json.dumps([read.events_by_writer, read.backfill_by_writer])
             progress = (read.events, read.backfill, read.un_partial_stated, by_writer, position)
-            if last_position is None:
+            if begins:
+                _forget_all(txn, last_position)
                 txn.execute(
                     "INSERT INTO synapse_sticky_progress (events_stream, backfill_stream, "
                     "un_partial_stated_stream, by_writer, last_position) VALUES (?, ?, ?, ?, ?) "
@@ -350,6 +353,13 @@ def _execute_batch(txn: LoggingTransaction, sql: str, rows: Sequence[tuple[Any, 
     """Execute a statement for each row. Without rows, Synapse's own makes a query all the same."""
     if rows:
         txn.execute_batch(sql, rows)
+
+
+def _forget_all(txn: LoggingTransaction, last_position: int | None) -> None:
+    """Delete all that follows from Synapse's streams. What admins have decided stays."""
+    txn.execute("DELETE FROM synapse_sticky_progress WHERE last_position = ?", (last_position,))
+    for table in ("events", "held", "joins", "watermarks"):
+        txn.execute(f"DELETE FROM synapse_sticky_{table}")
 
 
 def _store_watermarks(txn: LoggingTransaction, rows: Iterable[WatermarkRow], now_ts: int) -> None:

@@ -260,3 +260,14 @@ def test_what_bounds_cover(pair: tuple[Bounds, Bounds], writer: str | None, plac
     together = one.joined(other)
     assert together == other.joined(one) == together.joined(one)
     assert together.cover(writer, place) == (one.cover(writer, place) or other.cover(writer, place))
+
+
+@given(bounds_pairs(), st.sampled_from(WRITERS), st.integers(-60, 60))
+def test_what_is_beyond_other_bounds(pair: tuple[Bounds, Bounds], writer: str, place: int) -> None:
+    # C1: a stored bound that Synapse's streams do not reach is seen, and no other
+    one, other = pair
+    assert not one.is_beyond(one.joined(other))
+    for bounds in pair:
+        assert not one.within(other).is_beyond(bounds)
+    if one.cover(writer, place) and not other.cover(writer, place):
+        assert one.is_beyond(other)
