@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.client import Client
+from harness.client import Client, quote
 from harness.homeserver import Homeserver
 from harness.remote import RemoteServer
 from harness.wait import eventually
@@ -10,10 +10,15 @@ from tests.federation import purge_room
 from tests.support import (
     NO_TIMELINE,
     follow,
+    follow_until_seen,
+    ids,
     is_stored,
     reasons,
     section_ids,
+    send_plain,
+    send_sticky,
     sticky,
+    sticky_in,
 )
 
 
@@ -76,3 +81,30 @@ def test_what_was_held_before_a_purge(
     eventually(lambda: is_stored(homeserver, held), what="the event again")
     eventually(lambda: section_ids(alice, room) == [held.event_id])
     assert reasons(homeserver, held.event_id) == []
+
+
+# C1, K3
+@pytest.mark.deployments("sqlite")
+def test_an_own_event_that_comes_back_from_another_server(
+    homeserver: Homeserver, remote: RemoteServer, bob: Client
+) -> None:
+    """Purged history can come back: also to those who have read beyond it meanwhile."""
+    alice = homeserver.register(admin=True)
+    room = alice.create_room(preset="public_chat", room_version="11")
+    bob.join(room)
+    remote.join(homeserver, room, "carol")
+    since = bob.sync(filter=NO_TIMELINE)["next_batch"]
+    (event_id,) = send_sticky(alice, room)
+    remote.wait_for(event_id)
+    newest = send_plain(alice, room, 3)[-1]
+    remote.wait_for(newest)
+    path = f"/_synapse/admin/v1/purge_history/{quote(room)}/{quote(newest)}"
+    purge = alice.request("POST", path, json={})["purge_id"]
+    status = f"/_synapse/admin/v1/purge_history_status/{purge}"
+    eventually(lambda: alice.request("GET", status)["status"] == "complete", what="the purge")
+    answer = bob.sync(since, filter=NO_TIMELINE)
+    assert sticky_in(answer, room) == []
+    # That is there again only once somebody scrolls back to it.
+    eventually(lambda: event_id in ids(alice.messages(room, limit=50)["chunk"]), what="the event")
+    followed = follow_until_seen(bob, room, [event_id], answer["next_batch"], filter=NO_TIMELINE)
+    assert followed.sticky(room) == [event_id]
