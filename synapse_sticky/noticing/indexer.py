@@ -393,7 +393,7 @@ class Indexer:
                 yield candidate
             elif candidate.found_at is None or not self._read.cover(*candidate.found_at):
                 was_accepted = index.get(event_id) is not None
-                yield attr.evolve(candidate, was_accepted=was_accepted)
+                yield attr.evolve(candidate, was_recorded=True, was_accepted=was_accepted)
 
     async def _mattering_joins(
         self, joins: Iterable[SeenJoin], fresh: Collection[Candidate]

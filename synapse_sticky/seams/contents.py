@@ -19,6 +19,7 @@ class Candidate:
         sent_out: Synapse sends it to other servers if it is by a user of this one.
         was_accepted: it was delivered to clients before, by Synapse's own implementation, or
             by this one before it was purged.
+        was_recorded: it was recorded before, and purged since.
         found_at: its place in the stream of events that was read, and who wrote it there; None
             if it was found in another way.
     """
@@ -34,6 +35,7 @@ class Candidate:
     unchecked: bool
     sent_out: bool
     was_accepted: bool = False
+    was_recorded: bool = False
     found_at: tuple[str | None, int] | None = None
 
 

@@ -172,6 +172,7 @@ class StickyStore:
         event_rows, rejudged, join_rows = [], [], []
         reason_rows: list[tuple[str, str]] = []
         accepted: list[str] = []
+        again: list[tuple[str]] = []
         for item_position, item in items:
             if isinstance(item, Admitted):
                 found = item.candidate
@@ -192,6 +193,8 @@ class StickyStore:
                 reason_rows += [(found.event_id, reason) for reason in sorted(item.reasons)]
                 if found.soft_failed and SOFT_FAILED not in item.reasons:
                     accepted.append(found.event_id)
+                if found.was_recorded:
+                    again.append((found.event_id,))
             elif isinstance(item, Rejudged):
                 event_id, before = item.event.event_id, item.event.reasons
                 rejudged.append(
@@ -259,7 +262,7 @@ class StickyStore:
             _execute_batch(
                 txn,
                 "DELETE FROM synapse_sticky_held WHERE event_id = ?",
-                [*((row[0],) for row in event_rows), *((row[-1],) for row in rejudged)],
+                [*again, *((event_id,) for *_, event_id in rejudged)],
             )
             _execute_batch(
                 txn,
