@@ -263,7 +263,7 @@ class Indexer:
             progress = await self._store.get_progress()
             if progress is None or progress[0].is_beyond(await self._bounds.allocated()):
                 await self._begin(written, progress)
-                await self._backlog.begin(await self._store.get_recorded(self._now_ts()))
+                await self._backlog.begin()
                 self._has_caught_up = True
                 return
             # Another process may have given out positions meanwhile. And whoever gave them
