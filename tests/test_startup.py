@@ -190,7 +190,7 @@ def test_synapse_that_is_newer_than_tested(make_homeserver: MakeHomeserver) -> N
             "RenamedName",
             "cannot import name 'stop_cancellation' from 'synapse.util.async_helpers'",
         ),
-        ("RenamedMethod", "type object 'DelayedEventsHandler' has no attribute 'add'"),
+        ("RenamedMethod", "DelayedEventsHandler.add is not there"),
         ("WithoutTurns", "PerDestinationQueue.attempt_new_transaction is not there"),
         ("OtherTransactions", "TransactionManager.send_new_transaction does not take pdus"),
         (
