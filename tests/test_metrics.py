@@ -109,10 +109,12 @@ def test_names_and_labels_are_what_they_are_without_the_module(
         measured.append(Metrics.by_role(homeserver))
         homeserver.stop()
     _, without, with_module = measured
+    # The process that gives out positions tells the others by a stream that it may not use itself.
+    anywhere = set().union(*(found.names for found in without.values()))
     for role, found in with_module.items():
         assert found.servlets == without[role].servlets, role
         names = {name for name in found.names if not name[0].startswith(OURS)}
-        assert names == without[role].names, role
+        assert without[role].names <= names <= anywhere, role
         assert len(found.names) > len(names), role
     servlets = set().union(*(found.servlets for found in without.values()))
     used = {"RoomSendEventRestServlet", "SyncRestServlet", "SlidingSyncRestServlet"}
