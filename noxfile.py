@@ -22,18 +22,28 @@ NEWEST = "newest"
 # if that needed a later one, pip would quietly choose an older Synapse.
 FOR_OLDER_RELEASES = ["txredisapi<1.6"]
 
-# What the oldest Synapse runs on workers by default, where processes tell each other most.
-# `make test-all` runs everything there.
+# What the oldest Synapse runs by default. `make test-all` runs everything there.
+# On workers, where processes tell each other most.
 OLDEST_ON_WORKERS = [
     "test_federated_events",
     "test_first_start",
-    "test_freshness",
     "test_lost_messages",
     "test_overrides",
     "test_rechecks",
     "test_startup",
     "test_switch",
 ]
+# Of the tests in `unit`, those that look into Synapse.
+OLDEST_IN_UNIT = [
+    "test_config",
+    "test_default_rates",
+    "test_folders",
+    "test_guard",
+    "test_own_implementation",
+    "test_sharing",
+]
+# What is much work, and of our own making.
+NOT_ON_OLDEST = ["test_flood", "test_six_senders_lose_nothing"]
 
 JAVASCRIPT = "tests/javascript"
 
@@ -67,8 +77,14 @@ def tests(session: nox.Session, synapse: str) -> None:
         # Workers use PostgreSQL too.
         arguments = ["--deployments", "sqlite,workers", *arguments]
         if "--repeats" not in arguments:
-            selected = " or ".join(OLDEST_ON_WORKERS)
-            arguments = ["--kills=5", "-k", f"not workers or {selected}", *arguments]
+            selected = " and ".join(
+                [
+                    f"(not workers or {' or '.join(OLDEST_ON_WORKERS)})",
+                    f"(not unit or {' or '.join(OLDEST_IN_UNIT)})",
+                    *(f"not {name}" for name in NOT_ON_OLDEST),
+                ]
+            )
+            arguments = ["--kills=5", "-k", selected, *arguments]
     _run_suite(session, synapse, arguments)
 
 
