@@ -140,7 +140,8 @@ class Backlog:
             self._reviews.add_found(search, await self._store.get_rooms(now_ts, *search))
         recorded: list[RecordedEvent] = []
         until_ts = now_ts + _SLICE_BUDGET_MS
-        while self._reviews and len(recorded) < _SLICE and self._now_ts() <= until_ts:
+        # Somebody may decide on a user meanwhile: the next slice looks for the user's rooms.
+        while self._reviews.has_next and len(recorded) < _SLICE and self._now_ts() <= until_ts:
             limit = _SLICE - len(recorded)
             review, events = self._reviews.next()
             found = await self._store.get_recorded(now_ts, *events, limit)

@@ -40,6 +40,11 @@ class Reviews:
         return bool(self._due or self._searches)
 
     @property
+    def has_next(self) -> bool:
+        """Whether :meth:`next` has anything to return, without the events of unknown rooms."""
+        return bool(self._due)
+
+    @property
     def rooms(self) -> Set[str]:
         """The rooms that matter."""
         return self._rooms.keys()

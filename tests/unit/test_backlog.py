@@ -180,3 +180,39 @@ def test_nobody_waits_for_a_pause_but_for_slices_that_nobody_waits_for() -> None
     assert asyncio.run(take_all()) == 1
     clock.ms += 100
     assert backlog
+
+
+class Deciding(Rows):
+    """Rows, and an admin who decides on one more user whenever they are asked for rooms."""
+
+    def __init__(self, reviews: Reviews, users: int) -> None:
+        super().__init__([], 0, None)
+        self._reviews = reviews
+        self._users = users
+
+    async def get_rooms(
+        self, now_ts: int, condition: str, arguments: Sequence[object]
+    ) -> list[str]:
+        """None: the users have no sticky events."""
+        if self._users:
+            self._users -= 1
+            self._reviews.add_sender(f"@u{self._users}:{SERVER}")
+        return []
+
+
+def test_decisions_that_come_one_after_the_other() -> None:
+    # A6: on users without events, each while the rooms of the one before are looked for
+    clock, reviews = Time(), Reviews()
+    store = Deciding(reviews, users=3)
+    backlog = Backlog(clock, store, Off(), Throttle(None, 20_000), reviews, Rechecks(Nobody()))
+    reviews.add_sender(f"@carol:{SERVER}")
+
+    async def play() -> int:
+        slices = 0
+        while reviews:
+            (take,) = backlog.takers()
+            assert await take() == []
+            slices += 1
+        return slices
+
+    assert asyncio.run(play()) <= 4
