@@ -16,6 +16,8 @@ from tests.federation import purge_room
 from tests.support import (
     MakeHomeserver,
     follow_until_seen,
+    is_recorded,
+    sabotage,
     section_ids,
     send_plain,
     send_sticky,
@@ -24,6 +26,7 @@ from tests.support import (
 pytestmark = pytest.mark.slow
 
 RESTORED = "was restored"
+POSITION = "SELECT position FROM synapse_sticky_events WHERE event_id = ?"
 
 
 def restore_dump(homeserver: Homeserver, dump: Path) -> None:
@@ -160,3 +163,30 @@ def test_a_database_that_is_set_back_while_synapse_runs(make_homeserver: MakeHom
     sent += send_sticky(alice, room, 2)
     eventually(lambda: set(section_ids(bob, room)).issuperset(sent), what="events after that")
     assert homeserver.log().count("Restart Synapse") == 1
+
+
+# C3
+def test_an_event_that_is_stored_while_the_module_starts_over(
+    make_homeserver: MakeHomeserver, tmp_path: Path
+) -> None:
+    """It is found among all events, and again where the streams go on: it comes once."""
+    homeserver = make_homeserver("sqlite")
+    find = "synapse_sticky.seams.tables:SynapseTables.find_recent_candidates"
+    sabotage(homeserver, "Unreliable", {"directory": str(tmp_path), "functions": [find]})
+    homeserver.start()
+    alice, bob = homeserver.register(), homeserver.register()
+    room = alice.create_room(preset="public_chat")
+    bob.join(room)
+    before = send_sticky(alice, room)
+    eventually(lambda: section_ids(bob, room) == before, what="the event before")
+    slow = tmp_path / "slow_find_recent_candidates"
+    slow.touch()
+    homeserver.execute("DELETE FROM synapse_sticky_progress")
+    eventually((tmp_path / "in_find_recent_candidates").exists, what="the module starts over")
+    (meanwhile,) = send_sticky(alice, room)
+    slow.unlink()
+    eventually(lambda: is_recorded(homeserver, meanwhile), what="the event")
+    (first,) = homeserver.query(POSITION, meanwhile)
+    (afterwards,) = send_sticky(alice, room)
+    eventually(lambda: is_recorded(homeserver, afterwards), what="the next event")
+    assert homeserver.query(POSITION, meanwhile) == [first]

@@ -383,7 +383,9 @@ class Indexer:
     def _fresh(self, candidates: Iterable[Candidate]) -> Iterator[Candidate]:
         """Return the candidates to record: the others were recorded when they were read before.
 
-        One that is known, and found where nothing was read yet, was purged and stored once more.
+        One that is known, and found where nothing was read yet, was purged and stored once more:
+        unless it is where it was recorded. That happens to an event that is stored while a first
+        start reads the whole database, which may be further than the streams at its beginning.
         """
         assert self._read is not None
         index = self._reader.index
@@ -392,8 +394,11 @@ class Indexer:
             if not index.knows(event_id) and event_id not in self._left_out:
                 yield candidate
             elif candidate.found_at is None or not self._read.cover(*candidate.found_at):
-                was_accepted = index.get(event_id) is not None
-                yield attr.evolve(candidate, was_recorded=True, was_accepted=was_accepted)
+                known = index.get(event_id)
+                if known is None:
+                    yield attr.evolve(candidate, was_recorded=True)
+                elif candidate.found_at is None or candidate.found_at[1] != known.stream_ordering:
+                    yield attr.evolve(candidate, was_recorded=True, was_accepted=True)
 
     async def _mattering_joins(
         self, joins: Iterable[SeenJoin], fresh: Collection[Candidate]
