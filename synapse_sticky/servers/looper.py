@@ -296,11 +296,12 @@ class Looper:
             self._has_looked = True
             self._start_payments()
             self._start_checks()
+            # Only now: after a failure the queues try again, and not at once.
+            self._looked.notify_all()
         except Exception as error:
             log_failure("Cannot look for servers that are owed sticky events; trying again", error)
         finally:
             self._ticking = False
-            self._looked.notify_all()
 
     async def _look_into(self, room_id: str) -> None:
         """Finds the servers that are owed something in a room."""
