@@ -31,6 +31,8 @@ class Reviews:
     def __init__(self) -> None:
         # The stream ordering up to which each is done. The newest is last, and goes first.
         self._due: dict[Review, int] = {}
+        # The same of the one whose events are read now, when that began.
+        self._reading = _FIRST
         # Events whose rooms are not known yet.
         self._searches: set[Condition] = set()
         # When the last of its events expires.
@@ -78,11 +80,11 @@ class Reviews:
 
     def next(self) -> tuple[Review, Condition]:
         """Return the review that goes on next, and its next events."""
-        review, done = next(reversed(self._due.items()))
+        review, self._reading = next(reversed(self._due.items()))
         condition, arguments = review.events
         return review, (
             f"e.room_id = ? AND e.stream_ordering > ? AND ({condition})",
-            (review.room_id, done, *arguments),
+            (review.room_id, self._reading, *arguments),
         )
 
     def go_on(self, review: Review, done: int | None) -> None:
@@ -90,9 +92,12 @@ class Reviews:
 
         They are to be judged after that: by what is decided then.
         """
+        if self._due.get(review) != self._reading:
+            # Somebody has decided something meanwhile: it begins again.
+            return
         if done is None:
-            self._due.pop(review, None)
-        elif review in self._due:
+            del self._due[review]
+        else:
             self._due[review] = done
 
     def note(self, events: Iterable[tuple[str, int]]) -> None:

@@ -32,6 +32,7 @@ steps = st.lists(
         st.tuples(st.just("server"), st.sampled_from(USERS)),
         st.tuples(st.just("everything"), st.just("")),
         st.tuples(st.just("read"), st.just("")),
+        st.tuples(st.just("read and decide"), st.sampled_from(ROOMS)),
         st.tuples(st.just("judge"), st.just("")),
     ),
     max_size=30,
@@ -65,8 +66,8 @@ class Model:
             if subject in ("", event.room_id, event.sender):
                 self.expected[event.stream_ordering] = self.decisions
 
-    def read_some(self) -> None:
-        """Read the next events, a few."""
+    def read_some(self, decided: str | None = None) -> None:
+        """Read the next events, a few. Somebody may decide on a room meanwhile."""
         for search in self.reviews.take_searches():
             rooms = {e.room_id for e in self.events if self._matches(search, e)}
             self.reviews.add_found(search, sorted(rooms))
@@ -81,6 +82,8 @@ class Model:
             for e in self.events
             if e.room_id == room_id and e.stream_ordering > done and self._matches(rest, e)
         ][: self.at_once]
+        if decided is not None:
+            self.decide("room", decided)
         full = len(found) == self.at_once
         self.reviews.go_on(review, found[-1].stream_ordering if full else None)
         self.read += found
@@ -112,6 +115,8 @@ def test_in_the_end_all_are_judged_by_the_newest_decision(
     for kind, subject in history:
         if kind == "read":
             model.read_some()
+        elif kind == "read and decide":
+            model.read_some(subject)
         elif kind == "judge":
             model.judge()
         else:
@@ -148,3 +153,19 @@ def test_a_decision_meanwhile_begins_again() -> None:
         model.read_some()
         model.judge()
     assert [event.judged_by for event in found] == [2, 2, 2, 2]
+
+
+def test_a_decision_while_events_are_read_begins_again() -> None:
+    # A4: what an earlier slice has judged is judged once more
+    reviews = Reviews()
+    reviews.add_rooms(ROOMS[:1])
+    first, (_, (_, start)) = reviews.next()
+    reviews.go_on(first, 500)
+    for done in (1_000, None):
+        second, (_, (_, after)) = reviews.next()
+        assert after == 500
+        reviews.add_rooms(ROOMS[:1])
+        reviews.go_on(second, done)
+        again, (_, (_, after)) = reviews.next()
+        assert after == start
+        reviews.go_on(again, 500)
