@@ -353,6 +353,31 @@ def test_nothing_plain_is_bundled_with_what_is_lifted(
     assert telling(carol) == []
 
 
+@pytest.mark.repeats("workers")
+def test_nothing_plain_comes_with_a_reply_that_is_bundled(
+    homeserver: Homeserver, alice: Client
+) -> None:
+    """The newest reply may be lifted itself: then its plain edit stays hidden too."""
+    # K2
+    history = make_history(alice, "joined")
+    secret = unique("secret")
+    relation = {"rel_type": "m.replace", "event_id": history.sticky_reply}
+    content = {**text(secret), "m.new_content": text(secret), "m.relates_to": relation}
+    edit = alice.send(history.room_id, content)
+    carol = homeserver.register()
+    carol.join(history.room_id)
+    with pytest.raises(MatrixError) as raised:
+        carol.event(history.room_id, edit)
+    assert raised.value.status == 404
+    for name, request in ENDPOINTS.items():
+        answer = request(carol, history.room_id, history.sticky, history.word)
+        assert secret not in str(answer), name
+    shown = carol.event(history.room_id, history.sticky)
+    newest = shown["unsigned"]["m.relations"]["m.thread"]["latest_event"]
+    assert newest["event_id"] == history.sticky_reply
+    assert secret in str(alice.event(history.room_id, history.sticky))
+
+
 @pytest.mark.parametrize("visibility", RESTRICTED)
 def test_admins_see_what_is_bundled(homeserver: Homeserver, alice: Client, visibility: str) -> None:
     """Synapse shows admins everything of a room that they are not in, and so it stays."""

@@ -330,19 +330,25 @@ def filter_bundled_aggregations(hs: HomeServer) -> None:
     storage = hs.get_storage_controllers()
     original = relations.get_bundled_aggregations
 
+    async def _visible(bundled: dict[str, Any], user_id: str) -> dict[str, Any]:
+        visible_ids: set[str] = set()
+        with shielded("Cannot tell what may be bundled with sticky events: it is left out"):
+            event_ids = {e for b in bundled.values() for e in _bundled_event_ids(b)}
+            visible = await visibility.filter_and_transform_events_for_client(
+                storage, user_id, await store.get_events_as_list(event_ids)
+            )
+            # No state events: what is bundled still says what they replaced.
+            visible_ids = {e.event_id for e in map(event_of, visible) if not e.is_state()}
+        return {event_id: _only(b, visible_ids) for event_id, b in bundled.items()}
+
     async def get_bundled_aggregations(events: Any, user_id: str) -> dict[str, Any]:
         bundled: dict[str, Any] = await original(events, user_id)
-        lifted = {event_id: bundled[event_id] for event_id in bundled.keys() & _lifted.get().keys()}
-        if lifted:
-            visible_ids: set[str] = set()
-            with shielded("Cannot tell what may be bundled with sticky events: it is left out"):
-                event_ids = {e for b in lifted.values() for e in _bundled_event_ids(b)}
-                visible = await visibility.filter_and_transform_events_for_client(
-                    storage, user_id, await store.get_events_as_list(event_ids)
-                )
-                # No state events: what is bundled still says what they replaced.
-                visible_ids = {e.event_id for e in map(event_of, visible) if not e.is_state()}
-            bundled.update((event_id, _only(b, visible_ids)) for event_id, b in lifted.items())
+        done: set[str] = set()
+        # The newest replies that are bundled may be lifted too, and have more bundled with them.
+        while lifted := (bundled.keys() & _lifted.get().keys()) - done:
+            found = {event_id: bundled[event_id] for event_id in lifted}
+            bundled.update(await _visible(found, user_id))
+            done |= lifted
         return bundled
 
     setattr(relations, "get_bundled_aggregations", get_bundled_aggregations)  # noqa: B010
