@@ -83,7 +83,7 @@ def looper_with(ledger: Ledger, event: Event) -> Looper:
 
 
 def test_a_look_that_fails_is_not_tried_without_end() -> None:
-    # F5a: also while many queues wait for it
+    # F5: also while many queues wait for it
     ledger = Away()
 
     async def play() -> None:
