@@ -190,8 +190,9 @@ class IndexReader:
             )
         if is_restored or read.is_beyond(changes.read):
             # The process that gives out positions says why it has started over.
-            self.index = StickyIndex()
             changes = await self._store.get_changes(0, self._clock.now_ts())
+            # Not before: clients are told positions of the index.
+            self.index = StickyIndex()
         self._take_over(changes)
         if is_restored:
             for listener in self._reset_listeners:
