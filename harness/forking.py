@@ -61,7 +61,6 @@ def become(request):
     os.close(nothing)
     os.close(output)
     answers.close()
-    os.environ.update(request["environment"])
     os.chdir(request["directory"])
     random.seed()
 
@@ -81,7 +80,8 @@ for line in sys.stdin:
 _PR_SET_CHILD_SUBREAPER = 36
 
 _lock = threading.Lock()
-_launchers: "dict[str, subprocess.Popen[str]]" = {}
+# By the interpreter, and the environment: that of a process decides what it imports.
+_launchers: "dict[tuple[str, frozenset[tuple[str, str]]], subprocess.Popen[str]]" = {}
 
 CAN_FORK = sys.platform == "linux" and "coverage" not in sys.modules
 """Whether processes can be started like this: not elsewhere, nor what coverage measures."""
@@ -140,13 +140,13 @@ def fork(
     request = {
         "command": application,
         "output": str(output),
-        "environment": dict(environment),
         "directory": str(directory),
     }
     with _lock:
-        if python not in _launchers:
-            _launchers[python] = _start_launcher(python)
-        launcher = _launchers[python]
+        key = python, frozenset(environment.items())
+        if key not in _launchers:
+            _launchers[key] = _start_launcher(python, environment)
+        launcher = _launchers[key]
         requests: IO[str] | None = launcher.stdin
         answers: IO[str] | None = launcher.stdout
         assert requests is not None
@@ -159,7 +159,7 @@ def fork(
         return ForkedProcess(int(answer))
 
 
-def _start_launcher(python: str) -> "subprocess.Popen[str]":
+def _start_launcher(python: str, environment: Mapping[str, str]) -> "subprocess.Popen[str]":
     # Whatever it forks is a child of ours then, whose exit code we are told.
     if ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError("prctl")
@@ -168,7 +168,7 @@ def _start_launcher(python: str) -> "subprocess.Popen[str]":
         [python, "-c", _PROGRAM],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, **environment},
         start_new_session=True,
         text=True,
     )

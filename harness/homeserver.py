@@ -69,6 +69,8 @@ class Homeserver:
     the processes have beside the environment of this one.
     """
 
+    forks = CAN_FORK
+
     def __init__(
         self,
         *,
@@ -285,7 +287,7 @@ class Homeserver:
             self._log_path(name),
             environment={"PYTHONUNBUFFERED": "1", **self._environment},
             directory=self.directory,
-            forked=forked and CAN_FORK,
+            forked=forked and self.forks,
         )
 
     def _is_healthy(self, name: str) -> bool:
