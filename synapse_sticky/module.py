@@ -136,7 +136,15 @@ class StickyEventsModule:
         filter_bundled_aggregations(hs)
         sending.install(hs)
         retries = Retries(clock, waker)
-        sync.install(hs, delivery, source, retries, metrics, config.max_events_per_sync)
+        sync.install(
+            hs,
+            delivery,
+            source,
+            retries,
+            metrics,
+            reader.is_sticky,
+            config.max_events_per_sync,
+        )
         sliding_sync.install(hs, delivery, source, retries, metrics)
         check_servlets()
         extremities.install(hs)

@@ -254,6 +254,27 @@ def test_an_event_expires_between_two_pages(
     assert followed.sticky(room) == [long]
 
 
+@pytest.mark.deployments("sqlite")
+def test_a_repeated_response_has_no_expired_events(make_homeserver: MakeHomeserver) -> None:
+    # E4: by default Synapse remembers its responses, for two minutes
+    homeserver = make_homeserver(
+        extra_config={"caches": {"sync_response_cache_duration": "2m"}},
+    )
+    homeserver.start()
+    alice, bob = homeserver.register(), homeserver.register()
+    room = alice.create_room(preset="public_chat")
+    bob.join(room)
+    long = alice.send(room, sticky_ms=60_000)
+    short = alice.send(room, sticky_ms=2_500)
+    first = bob.sync(filter=NO_MESSAGES)
+    assert ids(sticky_in(first, room)) == [long, short]
+    sleep_until(expiry(homeserver, short))
+    again = bob.sync(filter=NO_MESSAGES)
+    assert ids(sticky_in(again, room)) == [long]
+    assert again["next_batch"] == first["next_batch"]
+    assert "using completed cached result" in homeserver.log()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_expired_rows_are_deleted(make_homeserver: MakeHomeserver, kind: str) -> None:

@@ -127,16 +127,20 @@ def install(
     source: EventSource,
     retries: Retries,
     metrics: Metrics,
+    is_sticky: Callable[[str], bool],
     limit: int,
 ) -> None:
     """Make the homeserver build a ``/sync`` that has sections.
 
     Args:
+        is_sticky: whether the event of this ID is deliverable and unexpired.
         limit: how many sticky events one response carries at most.
     """
     handler = partial(StickySyncHandler, delivery=delivery, retries=retries, limit=limit)
     use_instead(hs, synapse_server, "SyncHandler", handler)
-    servlet = partial(StickySyncServlet, source=source, retries=retries, metrics=metrics)
+    servlet = partial(
+        StickySyncServlet, source=source, retries=retries, metrics=metrics, is_sticky=is_sticky
+    )
     use_instead(hs, sync_rest, "SyncRestServlet", servlet)
 
 
@@ -379,12 +383,19 @@ class StickySyncServlet(sync_rest.SyncRestServlet):
     """``/sync`` that writes the sections."""
 
     def __init__(
-        self, hs: HomeServer, *, source: EventSource, retries: Retries, metrics: Metrics
+        self,
+        hs: HomeServer,
+        *,
+        source: EventSource,
+        retries: Retries,
+        metrics: Metrics,
+        is_sticky: Callable[[str], bool],
     ) -> None:
         super().__init__(hs)
         self._sticky_events = source
         self._retries = retries
         self._sticky_metrics = metrics
+        self._is_sticky = is_sticky
 
     async def encode_room(
         self, sync_config: Any, room: Any, time_now: int, joined: bool, serialize_options: Any
@@ -392,7 +403,9 @@ class StickySyncServlet(sync_rest.SyncRestServlet):
         result = await super().encode_room(sync_config, room, time_now, joined, serialize_options)
         if isinstance(room, StickyJoinedSyncResult):
             with shielded(_WITHOUT_SECTION):
-                events = await self._sticky_events.serialize(room.section, serialize_options)
+                # Synapse remembers responses for minutes, for clients that ask once more.
+                section = [e for e in room.section if self._is_sticky(event_of(e).event_id)]
+                events = await self._sticky_events.serialize(section, serialize_options)
                 result[SYNC_SECTION] = {"events": events}
         return result
 
