@@ -66,7 +66,8 @@ class Homeserver:
     one through `proxy`, which can be told to misbehave. With `own_flag` Synapse's own sticky
     events are switched on as long as the module is there, which then takes their place.
     `lacking` names workers whose own configuration leaves the module out. `environment` is what
-    the processes have beside the environment of this one.
+    the processes have beside the environment of this one. With `as_shipped` the configuration
+    is what Synapse generates: nothing is switched off, and nothing made generous or fast.
     """
 
     forks = CAN_FORK
@@ -87,6 +88,7 @@ class Homeserver:
         proxied: bool = False,
         python: str = sys.executable,
         environment: Mapping[str, str] | None = None,
+        as_shipped: bool = False,
     ) -> None:
         if workers and (database == "sqlite" or redis_port is None):
             raise ValueError("workers need PostgreSQL and Redis")
@@ -99,6 +101,7 @@ class Homeserver:
         self._module_config: Mapping[str, Any] = module_config or {}
         self._extra_config: Mapping[str, Any] = extra_config or {}
         self._own_flag = own_flag
+        self._as_shipped = as_shipped
         self._lacking = lacking
         self._registration_secret = secrets.token_hex(16)
         self._python = python
@@ -372,21 +375,14 @@ class Homeserver:
             "macaroon_secret_key": "macaroon",
             "form_secret": "form",
             "registration_shared_secret": self._registration_secret,
-            "enable_registration": False,
-            "bcrypt_rounds": 4,
-            "trusted_key_servers": [],
-            "suppress_key_server_warning": True,
-            "url_preview_enabled": False,
-            "presence": {"enabled": False},
-            "max_event_delay_duration": "24h",
-            "caches": {"sync_response_cache_duration": "0s"},
-            "background_updates": {"sleep_enabled": False},
-            "ip_range_blacklist": [],
             "listeners": [_listener(self._ports["main"], "client", *self._metrics_resource)],
-            **_generous_rate_limits(),
+            **({} if self._as_shipped else _for_tests()),
         }
         if self._module:
-            config["modules"] = [{"module": MODULE, "config": generous(self._module_config)}]
+            module_config = self._module_config
+            if not self._as_shipped:
+                module_config = generous(module_config)
+            config["modules"] = [{"module": MODULE, "config": dict(module_config)}]
             if self._own_flag:
                 config["experimental_features"] = {"msc4354_enabled": True}
         if self._database == "sqlite":
@@ -603,7 +599,24 @@ def generous(module_config: Mapping[str, Any]) -> JsonDict:
     return {"local_rate_limit": None, **module_config}
 
 
-def _generous_rate_limits() -> JsonDict:
+def _for_tests() -> JsonDict:
+    """What makes tests fast, and lets them do anything as often as they like."""
+    return {
+        "enable_registration": False,
+        "bcrypt_rounds": 4,
+        "trusted_key_servers": [],
+        "suppress_key_server_warning": True,
+        "url_preview_enabled": False,
+        "presence": {"enabled": False},
+        "max_event_delay_duration": "24h",
+        "caches": {"sync_response_cache_duration": "0s"},
+        "background_updates": {"sleep_enabled": False},
+        "ip_range_blacklist": [],
+        **generous_rate_limits(),
+    }
+
+
+def generous_rate_limits() -> JsonDict:
     """Limits that no test reaches, of every kind either version of Synapse knows."""
     generous = {"per_second": 100_000, "burst_count": 100_000}
     simple = (
