@@ -37,7 +37,7 @@ _COLUMNS: Final[Mapping[str, str]] = {
     "event_json": "event_id, json, internal_metadata",
     "events": (
         "event_id, room_id, sender, stream_ordering, instance_name, received_ts, "
-        "origin_server_ts, outlier, rejection_reason"
+        "origin_server_ts, outlier, rejection_reason, type"
     ),
     "ex_outlier_stream": "event_id, event_stream_ordering, instance_name",
     "room_memberships": "event_id, membership",
@@ -129,9 +129,10 @@ class SynapseTables:
                 found += _find_events(txn, part, now_ts)
                 found += _find_ex_outliers(txn, part, now_ts)
                 if part.stream is Stream.EVENTS:
-                    if watched.redactions:
+                    has_state_changes, has_redactions = _look_ahead(txn, part)
+                    if watched.redactions and has_redactions:
                         redacted += _find_redacted(txn, part, watched)
-                    if not _has_state_changes(txn, part):
+                    if not has_state_changes:
                         continue
                     joins += _find_joins(
                         txn,
@@ -286,14 +287,20 @@ def _find_by(
     return txn.fetchall()
 
 
-def _has_state_changes(txn: LoggingTransaction, part: Range) -> bool:
-    """Whether any current state has changed: mostly it has not, and there is no more to ask."""
+def _look_ahead(txn: LoggingTransaction, part: Range) -> tuple[bool, bool]:
+    """Whether any current state has changed, and whether there are redactions.
+
+    Mostly there is neither, and no more to ask.
+    """
     txn.execute(
-        "SELECT 1 FROM current_state_delta_stream AS d "
-        f"WHERE {_in_range('d.stream_id', part)} AND {_of_writer('d', part)} LIMIT 1",
-        _range_arguments(part),
+        "SELECT EXISTS (SELECT 1 FROM current_state_delta_stream AS d "
+        f"WHERE {_in_range('d.stream_id', part)} AND {_of_writer('d', part)}), "
+        "EXISTS (SELECT 1 FROM events AS e WHERE e.type = 'm.room.redaction' "
+        f"AND {_in_range('e.stream_ordering', part)} AND {_of_writer('e', part)})",
+        (*_range_arguments(part), *_range_arguments(part)),
     )
-    return txn.fetchone() is not None
+    has_state_changes, has_redactions = txn.fetchone() or (True, True)
+    return bool(has_state_changes), bool(has_redactions)
 
 
 def _find_joins(txn: LoggingTransaction, where: str, arguments: Sequence[object]) -> list[SeenJoin]:
