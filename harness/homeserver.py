@@ -42,6 +42,9 @@ _BANNER = " synapse.config.logger "
 
 _open: "list[Homeserver]" = []
 
+# Synapse keeps who is in a room in Redis, by numbers that two deployments may share.
+_redis_databases = itertools.count()
+
 
 def open_homeservers() -> "list[Homeserver]":
     """The deployments that have not been closed."""
@@ -97,6 +100,7 @@ class Homeserver:
         self.federation = federation
         self._database = database
         self._redis_port = redis_port
+        self._redis_database = next(_redis_databases)
         self._module = module
         self._module_config: Mapping[str, Any] = module_config or {}
         self._extra_config: Mapping[str, Any] = extra_config or {}
@@ -418,7 +422,12 @@ class Homeserver:
             config["federation_domain_whitelist"] = []
         if self.workers:
             config["listeners"].append(_listener(self._ports["replication"], "replication"))
-            config["redis"] = {"enabled": True, "host": "127.0.0.1", "port": self._redis_port}
+            config["redis"] = {
+                "enabled": True,
+                "host": "127.0.0.1",
+                "port": self._redis_port,
+                "dbid": self._redis_database,
+            }
             config["worker_replication_secret"] = "replication"
             config["stream_writers"] = {"events": list(PERSISTERS)}
             config["run_background_tasks_on"] = BACKGROUND_WORKER

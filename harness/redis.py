@@ -66,6 +66,7 @@ class RedisServer:
                 *("--port", str(self.port)),
                 *("--save", ""),
                 *("--appendonly", "no"),
+                *("--databases", "1000"),
                 *("--dir", str(self._directory)),
             ],
             self._directory / "output",
