@@ -22,6 +22,8 @@ from benchmarks.scenarios import IdleSync, Send
 from benchmarks.server import STICKY, Server
 from benchmarks.world import World, build_world, copy_server
 from harness.homeserver import MODULE
+from synapse_sticky.protocol import ADMIN_API_PATH
+from synapse_sticky.room_settings import SETTINGS_TYPE
 
 KEY: Final = "change"
 _REPOSITORY: Final = Path(__file__).parent.parent
@@ -29,8 +31,6 @@ _PACKAGE: Final = "synapse_sticky"
 _BEFORE: Final = "before"
 _AGAIN: Final = "again"
 _AFTER: Final = "after"
-_SETTINGS: Final = "io.github.synapse_sticky.settings"
-_ADMIN_API: Final = "/_synapse/client/synapse_sticky/admin/v1"
 _UNREACHED: Final = {"per_second": 100_000, "burst_count": 100_000}
 _BOUND: Final = 1.02
 # The bound is close to what two processes differ by that do the same.
@@ -115,9 +115,9 @@ def _copy(world: World, name: str, directory: Path, code: Path) -> Server:
 
 def _decide(server: Server, world: World, code: Path) -> None:
     """Let the room's admin and the server's decide something."""
-    server.as_client(world.reader).send_state(world.small_room, _SETTINGS, {"enabled": True})
+    server.as_client(world.reader).send_state(world.small_room, SETTINGS_TYPE, {"enabled": True})
     if _has_control(code):
-        path = f"{_ADMIN_API}/rooms/{urllib.parse.quote(world.gap_room)}/settings"
+        path = f"{ADMIN_API_PATH}/rooms/{urllib.parse.quote(world.gap_room)}/settings"
         admin = server.register("admin", admin=True)
         server.exchange("PUT", path, admin, json.dumps({"enabled": True}).encode())
 

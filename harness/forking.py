@@ -1,8 +1,8 @@
 """Starts processes of Synapse that have their imports behind them already.
 
 To import Synapse takes a process most of the time until it serves requests. One process for each
-Python does that once, and forks the others, in the way of Synapse's own launcher that forks. What
-a process does when it starts, the module included, it does after that, as ever.
+Python and environment does that once, and forks the others, in the way of Synapse's own launcher
+that forks. What a process does when it starts, the module included, it does after that, as ever.
 """
 
 import atexit

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Puts the module into every homeserver that the tests of this process make."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 from unittest.mock import Mock
 
@@ -41,18 +40,8 @@ class PooledConnection(MigrationConnection):
         self._engine = pool.engine
         self._connection: Any = pool._db_pool.connect()
 
-    @contextmanager
-    def locked_transaction(self) -> Iterator[Cursor]:
-        """A transaction. There are no other processes."""
-        cursor = self._connection.cursor()
-        try:
-            yield cursor
-            self._connection.commit()
-        except BaseException:
-            self._connection.rollback()
-            raise
-        finally:
-            cursor.close()
+    def _wait_for_lock(self, cursor: Cursor) -> None:
+        """Take no lock: there are no other processes."""
 
     def close(self) -> None:
         """Leave the connection to the pool."""

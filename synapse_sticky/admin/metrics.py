@@ -5,7 +5,6 @@ What all processes share is measured by the process that runs the indexer alone,
 server is owed by the process that sends to it: so a sum over all processes is right.
 """
 
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -29,8 +28,6 @@ from synapse_sticky.seams.streams import StreamBounds
 from synapse_sticky.servers.ledger import Ledger
 from synapse_sticky.servers.looper import Looper
 from synapse_sticky.storage.reports import Reports
-
-logger = logging.getLogger(__name__)
 
 # Prometheus asks every fifteen seconds, unless it is told otherwise.
 _INTERVAL_MS: Final = 5_000

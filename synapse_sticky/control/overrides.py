@@ -5,7 +5,6 @@ The process that is asked stores a decision, and tells all others, before it ans
 """
 
 import enum
-import logging
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -15,9 +14,6 @@ from synapse.module_api import ModuleApi
 from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.failures import shielded
 from synapse_sticky.storage.overrides import OverrideRow, OverrideStore
-
-logger = logging.getLogger(__name__)
-
 
 _END_INTERVAL_MS: Final = 1_000
 _POLL_INTERVAL_MS: Final = 60_000

@@ -6,7 +6,6 @@ it is a row that Synapse writes for all processes. One a second is enough, howev
 messages were.
 """
 
-import logging
 from collections.abc import Sequence
 from typing import Final
 
@@ -19,8 +18,6 @@ from synapse_sticky.seams.failures import log_failure
 from synapse_sticky.seams.signal import Messenger
 from synapse_sticky.storage.rows import EventChange
 from synapse_sticky.storage.store import StickyStore
-
-logger = logging.getLogger(__name__)
 
 _SIGNAL_AFTER_MS: Final = 1_000
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Synapse's streams: how far they are written, and waking the clients that wait for them."""
 
-import logging
 from collections.abc import Collection
 from typing import Any
 
@@ -11,8 +10,6 @@ from synapse.types import StreamKeyType
 from synapse_sticky.seams.bounds import Bounds
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.failures import shielded
-
-logger = logging.getLogger(__name__)
 
 
 class StreamBounds:

@@ -6,7 +6,6 @@ every few seconds. If what came since is lost in a kill, something is sent again
 """
 
 import heapq
-import logging
 from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
@@ -19,8 +18,6 @@ from synapse_sticky.servers.staging import Staging
 from synapse_sticky.servers.watermarks import Watermarks
 from synapse_sticky.storage.rows import EventChange
 from synapse_sticky.storage.store import StickyStore
-
-logger = logging.getLogger(__name__)
 
 _WATERMARKS_PER_WRITE: Final = 500
 # How long an event is left to Synapse at most that Synapse has not come to yet.

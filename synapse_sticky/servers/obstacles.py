@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Stores why servers were not paid, so that an admin can ask any process."""
 
-import logging
-
 from synapse.module_api import ModuleApi
 
 from synapse_sticky.config import StickyEventsConfig
@@ -10,8 +8,6 @@ from synapse_sticky.seams.failures import shielded
 from synapse_sticky.seams.federation import Federation
 from synapse_sticky.servers.looper import Looper
 from synapse_sticky.storage.obstacles import Obstacle, ObstacleStore
-
-logger = logging.getLogger(__name__)
 
 
 class Obstacles:
