@@ -181,20 +181,27 @@ def test_checked_only_when_it_can_matter(
     alice, bob = homeserver.register(), homeserver.register()
     other_room = alice.create_room()
     room, carol, late = start_room_with_held_event(homeserver, alice, remote)
+    dave = remote.join(homeserver, room, "dave")
+    before = remote.send_event(room, dave)
+    eventually(lambda: is_stored(homeserver, before))
+    alice.ban(room, dave)
+    other = remote.send_event(room, dave, prev_events=[before], **sticky())
 
-    def checked() -> int:
-        pass_on(alice, room)
-        return homeserver.log().count(f"Checked: {late.event_id}")
+    def checked(event: Event) -> int:
+        return homeserver.log().count(f"Checked: {event.event_id}")
 
-    at_first = checked()
-    assert at_first
+    eventually(lambda: checked(late) and checked(other), what="the first checks")
+    assert (checked(late), checked(other)) == (1, 1)
     alice.send_state(room, "m.room.topic", {"topic": "calls"})
     bob.join(room)
     bob.leave(room)
     change_levels(alice, other_room, users={bob.user_id: 50})
-    assert checked() == at_first
+    alice.unban(room, dave)
+    # Checks go in the order of the changes.
+    eventually(lambda: checked(other) == 2, what="the check of the other event")
+    assert checked(late) == 1
     alice.unban(room, carol)
-    assert checked() == at_first + 1
+    eventually(lambda: checked(late) == 2, what="the check")
     assert is_held(homeserver, late)
 
 
