@@ -130,9 +130,9 @@ class StickyEventsModule:
         add_remaining_time(
             api, hs, clock, reader.noticed_until_ts, reader.sticky_until_ts, reader.has_passed
         )
-        lift_history_visibility(hs, reader.is_sticky)
+        lift_history_visibility(hs, reader.live_among)
         hide_state_beside_lifted_events(hs)
-        lift_history_visibility_for_servers(hs, federation, reader.is_sticky)
+        lift_history_visibility_for_servers(hs, federation, reader.live_among)
         filter_bundled_aggregations(hs)
         sending.install(hs)
         retries = Retries(clock, waker)
@@ -142,7 +142,7 @@ class StickyEventsModule:
             source,
             retries,
             metrics,
-            reader.is_sticky,
+            reader.live_among,
             config.max_events_per_sync,
         )
         sliding_sync.install(hs, delivery, source, retries, metrics)

@@ -179,13 +179,11 @@ class Delivery:
         ignored = set(map(hash_of_sender, await self._events.ignored_users(user_id)))
         due_ids = {d.event.event_id for d in due}
         index = self._reader.index
-        named = {
-            event_id
-            for event_id in due_ids
-            if since.names(event_id)
+        named = set(filter(since.names, due_ids)) if since.digests else set()
+        if since.undecided:
             # What was held then is handed out as if nobody had seen it.
-            or (since.leaves_undecided(event_id) and not index.was_held(event_id))
-        }
+            undecided_ids = filter(since.leaves_undecided, due_ids)
+            named.update(e for e in undecided_ids if not index.was_held(e))
         rooms_again = from_start | set(filter(since.names, {e.room_id for e in live}))
         senders_again = _named_senders(live, since) - ignored
         again = [

@@ -9,7 +9,7 @@ rooms that a user is not in, nor to be in many rooms.
 import hashlib
 import sys
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import Final
 
 import attr
@@ -18,6 +18,10 @@ from synapse_sticky.seams.bounds import NOTHING_READ, Bounds
 from synapse_sticky.storage.rows import EventChange, JoinChange
 
 _EXPIRY_BUCKET_MS: Final = 10_000
+
+
+LiveAmong = Callable[[Iterable[str]], set[str]]
+"""Returns those of these event IDs whose events are deliverable and unexpired."""
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True, eq=False)
@@ -98,6 +102,15 @@ class StickyIndex:
     def get(self, event_id: str) -> StickyEvent | None:
         """The deliverable event of this ID. It may have expired a moment ago."""
         return self._events.get(event_id)
+
+    def live_among(self, event_ids: Iterable[str], now_ts: int) -> set[str]:
+        """Return those of these IDs whose events are deliverable and unexpired."""
+        events = self._events
+        return {
+            event_id
+            for event_id in event_ids
+            if (event := events.get(event_id)) is not None and event.expires_ts > now_ts
+        }
 
     def knows(self, event_id: str) -> bool:
         """Whether the event was noticed, be it deliverable or held."""

@@ -12,7 +12,7 @@ bounded time.
 """
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final
 
 import attr
@@ -236,10 +236,9 @@ class IndexReader:
         """See :meth:`StickyIndex.has_passed`."""
         return self.index.has_passed(instance_name, stream_ordering)
 
-    def is_sticky(self, event_id: str) -> bool:
-        """Whether the event of this ID is deliverable and unexpired."""
-        event = self.index.get(event_id)
-        return event is not None and event.expires_ts > self._clock.now_ts()
+    def live_among(self, event_ids: Iterable[str]) -> set[str]:
+        """Return those of these IDs whose events are deliverable and unexpired."""
+        return self.index.live_among(event_ids, self._clock.now_ts())
 
     async def wait_for_expected(self, is_wanted: Callable[[StoredEvent, str], bool]) -> None:
         """Wait, for a bounded time, until such expected events are noticed.

@@ -24,6 +24,7 @@ from synapse.types.state import StateFilter
 
 from synapse_sticky.clients.delivery import Delivery
 from synapse_sticky.clients.since import MAX_NAMES_IN_ADDRESS, Since
+from synapse_sticky.deliverable.index import LiveAmong
 from synapse_sticky.hooks.classes import use_instead
 from synapse_sticky.hooks.guard import Retries
 from synapse_sticky.hooks.token import account_data_position, since_of, timelines_up_to, with_since
@@ -127,19 +128,19 @@ def install(
     source: EventSource,
     retries: Retries,
     metrics: Metrics,
-    is_sticky: Callable[[str], bool],
+    live_among: LiveAmong,
     limit: int,
 ) -> None:
     """Make the homeserver build a ``/sync`` that has sections.
 
     Args:
-        is_sticky: whether the event of this ID is deliverable and unexpired.
+        live_among: of the index.
         limit: how many sticky events one response carries at most.
     """
     handler = partial(StickySyncHandler, delivery=delivery, retries=retries, limit=limit)
     use_instead(hs, synapse_server, "SyncHandler", handler)
     servlet = partial(
-        StickySyncServlet, source=source, retries=retries, metrics=metrics, is_sticky=is_sticky
+        StickySyncServlet, source=source, retries=retries, metrics=metrics, live_among=live_among
     )
     use_instead(hs, sync_rest, "SyncRestServlet", servlet)
 
@@ -389,13 +390,13 @@ class StickySyncServlet(sync_rest.SyncRestServlet):
         source: EventSource,
         retries: Retries,
         metrics: Metrics,
-        is_sticky: Callable[[str], bool],
+        live_among: LiveAmong,
     ) -> None:
         super().__init__(hs)
         self._sticky_events = source
         self._retries = retries
         self._sticky_metrics = metrics
-        self._is_sticky = is_sticky
+        self._live_among = live_among
 
     async def encode_room(
         self, sync_config: Any, room: Any, time_now: int, joined: bool, serialize_options: Any
@@ -404,7 +405,8 @@ class StickySyncServlet(sync_rest.SyncRestServlet):
         if isinstance(room, StickyJoinedSyncResult):
             with shielded(_WITHOUT_SECTION):
                 # Synapse remembers responses for minutes, for clients that ask once more.
-                section = [e for e in room.section if self._is_sticky(event_of(e).event_id)]
+                live = self._live_among(event_of(e).event_id for e in room.section)
+                section = [e for e in room.section if event_of(e).event_id in live]
                 events = await self._sticky_events.serialize(section, serialize_options)
                 result[SYNC_SECTION] = {"events": events}
         return result

@@ -35,6 +35,7 @@ from synapse.storage.controllers import StorageControllers
 from synapse.types import get_domain_from_id
 from synapse.types.handlers.sliding_sync import SlidingSyncResult
 
+from synapse_sticky.deliverable.index import LiveAmong
 from synapse_sticky.hooks.guard import wrap
 from synapse_sticky.hooks.sharing import choosing, synapses, wrap_for
 from synapse_sticky.seams.checks import require
@@ -53,12 +54,11 @@ _lifted: ContextVar[Mapping[str, str]] = ContextVar("sticky_lifted", default=_NO
 """The events whose visibility was lifted in the current request, each with its room."""
 
 
-def lift_history_visibility(hs: HomeServer, is_sticky: Callable[[str], bool]) -> None:
+def lift_history_visibility(hs: HomeServer, live_among: LiveAmong) -> None:
     """Wrap Synapse's filter for clients.
 
     Args:
-        is_sticky: whether the event of this ID is deliverable and unexpired.
-            It is asked for every event that passes the filter.
+        live_among: of the index.
     """
     require(
         visibility, _FUNCTION, "storage", "user_id", "events", "is_peeking", "always_include_ids"
@@ -91,7 +91,7 @@ def lift_history_visibility(hs: HomeServer, is_sticky: Callable[[str], bool]) ->
 
         result = await visible(events, always_include_ids)
         with shielded("Cannot lift the history visibility of sticky events for a user"):
-            hidden = _hidden_sticky(events, result, is_sticky)
+            hidden = _hidden_sticky(events, result, live_among)
             may_see = await _may_see(user_id, hidden) if hidden else []
             if may_see:
                 include = frozenset(event.event_id for event in may_see)
@@ -212,13 +212,12 @@ def _state_without_replaced(state: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def lift_history_visibility_for_servers(
-    hs: HomeServer, federation: Federation, is_sticky: Callable[[str], bool]
+    hs: HomeServer, federation: Federation, live_among: LiveAmong
 ) -> None:
     """Wrap Synapse's filter of events that other servers ask for.
 
     Args:
-        is_sticky: whether the event of this ID is deliverable and unexpired.
-            It is asked for every event that passes the filter.
+        live_among: of the index.
     """
     require(
         visibility,
@@ -245,7 +244,7 @@ def lift_history_visibility_for_servers(
         with shielded("Cannot lift the history visibility of sticky events for a server"):
             # What is hidden is pruned by now, so not sticky any more, or left out.
             in_full = [event for event in result if sticky_duration_ms(event)]
-            hidden = _hidden_sticky(events, in_full, is_sticky)
+            hidden = _hidden_sticky(events, in_full, live_among)
             if hidden:
                 lifted = await _server_may_see(
                     storage, target_server_name, local_server_name, hidden
@@ -280,17 +279,18 @@ def lift_history_visibility_for_servers(
 def _hidden_sticky(
     events: Sequence[EventBase],
     visible: Sequence[ClientEvent],
-    is_sticky: Callable[[str], bool],
+    live_among: LiveAmong,
 ) -> list[EventBase]:
     """Return the sticky events that are not among the visible ones."""
     if len(visible) == len(events):
         return []
-    sticky = [event for event in events if is_sticky(event.event_id)]
-    if not sticky:
-        return sticky
+    sticky_ids = live_among(event.event_id for event in events)
+    if not sticky_ids:
+        return []
     visible_ids = {event_of(client_event).event_id for client_event in visible}
     # Reading the duration costs more than all else here, and nearly always none is hidden.
-    return [e for e in sticky if e.event_id not in visible_ids and sticky_duration_ms(e)]
+    hidden_ids = sticky_ids - visible_ids
+    return [e for e in events if e.event_id in hidden_ids and sticky_duration_ms(e)]
 
 
 def _merged(
