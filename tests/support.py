@@ -265,6 +265,22 @@ def send_sticky(client: Client, room_id: str, count: int = 1, **arguments: Any) 
     return [client.send(room_id, **arguments) for _ in range(count)]
 
 
+def within_a_second(holds: Callable[[], object], what: str) -> None:
+    """Wait until something holds, for all who ask a second after this call, or later.
+
+    How long an answer takes does not count.
+    """
+    began = time.monotonic()
+    asked_s = [0.0]
+
+    def asked() -> bool:
+        asked_s.append(time.monotonic() - began)
+        return bool(holds())
+
+    eventually(asked, 20, what, interval_s=0.02)
+    assert asked_s[-2] < 1, f"{what}: not yet when asked after {asked_s[-2]:.1f} s"
+
+
 def send_plain(client: Client, room_id: str, count: int) -> list[str]:
     """Send that many ordinary messages, to push others out of a timeline's window."""
     return [client.send(room_id) for _ in range(count)]

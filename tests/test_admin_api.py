@@ -22,7 +22,15 @@ from harness.remote import RemoteServer
 from harness.wait import eventually
 from synapse_sticky.admin.api import read_openapi
 from tests.federation import create_room, receipts, wait_until_received
-from tests.support import HOUR_MS, MakeHomeserver, is_recorded, now_ms, send_sticky, unique
+from tests.support import (
+    HOUR_MS,
+    MakeHomeserver,
+    is_recorded,
+    now_ms,
+    send_sticky,
+    unique,
+    within_a_second,
+)
 
 API = "/_synapse/client/synapse_sticky/admin/v1"
 PAGE = Path(__file__).parent.parent / "docs" / "admin-api.md"
@@ -96,10 +104,17 @@ def refusal(attempt: Callable[[], Any]) -> tuple[int, str]:
 # A1
 def test_status(homeserver: Homeserver, admin: Client, alice: Client, room: str) -> None:
     """The versions, who does the noticing, and how much there is."""
-    before = get(admin, "status")
     sent = send_sticky(alice, room, 3)
     eventually(lambda: all(is_recorded(homeserver, e) for e in sent), what="noticing")
-    eventually(lambda: get(admin, "status")["live"] == before["live"] + 3, what="live events")
+    # Those of other tests expire meanwhile.
+    others = (
+        "SELECT COUNT(*) FROM synapse_sticky_events "
+        "WHERE position IS NOT NULL AND expires_ts > ? AND room_id != ?"
+    )
+    eventually(
+        lambda: get(admin, "status")["live"] == 3 + homeserver.query(others, now_ms(), room)[0][0],
+        what="live events",
+    )
     status = get(admin, "status")
     assert status["indexer"] == {
         "instance_name": "background1" if homeserver.workers else "master",
@@ -169,8 +184,11 @@ def test_rooms(homeserver: Homeserver, admin: Client, alice: Client) -> None:
         assert len(found) == page["total"]
         return found
 
-    eventually(lambda: {*rooms, decided} <= set(listed()), what="the rooms")
-    found = listed()
+    # While these pages are read, events of other tests may expire.
+    found = eventually(
+        lambda: all_rooms if {*rooms, decided} <= set(all_rooms := listed()) else None,
+        what="the rooms",
+    )
     assert quiet not in found
     entry = {"live": 1, "held": {}, "owed": 0, "enabled": True, "enabled_by": "default"}
     assert found[rooms[0]] == {"room_id": rooms[0], **entry}
@@ -242,11 +260,14 @@ def test_the_map_of_a_room(admin: Client, alice: Client, bob: Client, room: str)
     seat(alice, 1)
     second = seat(alice, 2)
     seat(alice, 3, sticky_ms=HOUR_MS // 3)
-    seat(bob, 4)
+    of_bob = seat(bob, 4)
     redacted = send_sticky(alice, room)[0]
     alice.redact(room, redacted)
     opaque = bob.send(room, {"ciphertext": "x"}, type="m.room.encrypted", sticky_ms=HOUR_MS)
-    eventually(lambda: len(entries()) == 3, what="alice's seat, bob's seat and the encrypted one")
+    eventually(
+        lambda: {e["event_id"] for e in entries()} == {second, of_bob, opaque},
+        what="alice's seat, bob's seat and the encrypted one",
+    )
     by_id = {entry["event_id"]: entry for entry in entries()}
     assert 0 < by_id[second].pop("remaining_ms") <= HOUR_MS // 2
     assert by_id[second] == {
@@ -333,10 +354,10 @@ def test_blocks(homeserver: Homeserver, admin: Client, kind: str) -> None:
     assert put(admin, path, body) == {**blocked, **body}
     assert get(admin, path) == {**blocked, **body}
     assert put(admin, path, {"enabled": None, "reason": None, "until_ts": None}) == nothing
-    put(admin, path, {"enabled": False, "until_ts": now_ms() + 1500})
+    put(admin, path, {"enabled": False, "until_ts": now_ms() + 5_000})
     assert get(admin, path)["enabled"] is False
     for process in everywhere(admin):
-        eventually(lambda p=process: get(p, path) == nothing, what="its end")  # type: ignore[misc]
+        eventually(lambda p=process: get(p, path) == nothing, 20, "its end")  # type: ignore[misc]
 
 
 @pytest.mark.repeats("workers")
@@ -634,7 +655,7 @@ def test_servers_that_are_owed(
     retry = f"{API}/servers/{quote(remote.server_name, safe='')}/retry"
 
     def owed(path: str) -> JsonDict | None:
-        servers = get(admin, path)["servers"]
+        servers = get(admin, path, limit=1000)["servers"]
         found = [s for s in servers if s["server_name"] == remote.server_name]
         return found[0] if found else None
 
@@ -695,10 +716,11 @@ def test_paying_now(
             return server["retry_ts"] is not None and int(server["retry_ts"]) > now_ms()
 
         eventually(is_paused, what="the pause")
+    before = receipts(remote, [event_id])[event_id]
     remote.judge = lambda event: {}
     path = f"{API}/servers/{quote(remote.server_name, safe='')}/retry"
     assert admin.request("POST", path)["owed"] >= 1
-    eventually(lambda: receipts(remote, [event_id])[event_id] >= 7, 4, "a try at once")
+    eventually(lambda: receipts(remote, [event_id])[event_id] > before, 4, "a try at once")
 
 
 # Several processes
@@ -739,9 +761,8 @@ def test_all_processes_answer_alike(
         ):
             expected = put(process, path, off)
             for other in processes:
-                eventually(
+                within_a_second(
                     lambda o=other, p=path, e=expected: get(o, p) == e,  # type: ignore[misc]
-                    1,
                     f"{path} known elsewhere",
                 )
             put(process, path, {"enabled": None})
@@ -844,7 +865,7 @@ def test_whatever_the_document_allows(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

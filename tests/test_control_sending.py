@@ -33,6 +33,7 @@ from tests.support import (
     stored_pdu,
     text,
     unique,
+    within_a_second,
 )
 
 # One process is there with SQLite, and PostgreSQL with the workers.
@@ -161,13 +162,10 @@ def test_a_switch_counts_within_a_second_on_other_processes(
     admin, sender = alice.via(first), bob.via(second)
     for content, can_send in ((OFF, False), (ON, True)):
         admin.send_state(room, SETTINGS, content, settle=False)
-        answered = time.monotonic()
-        eventually(
+        within_a_second(
             lambda can_send=can_send: _can_send(sender, room) == can_send,  # type: ignore[misc]
-            what="the switch",
-            interval_s=0.02,
+            "the switch",
         )
-        assert time.monotonic() - answered < 1
 
 
 def test_who_is_not_joined_learns_nothing(
@@ -224,7 +222,9 @@ def test_by_default(make_homeserver: MakeHomeserver, default: str) -> None:
 def test_by_the_servers_admin(make_homeserver: MakeHomeserver) -> None:
     # A4, A6
     homeserver = make_homeserver()
+    began = time.monotonic()
     homeserver.start()
+    start_ms = int(1000 * (time.monotonic() - began))
     alice, bob, carol = (homeserver.register() for _ in range(3))
     off, on, untouched = (alice.create_room(preset="public_chat") for _ in range(3))
     for room in (off, on, untouched):
@@ -236,8 +236,8 @@ def test_by_the_servers_admin(make_homeserver: MakeHomeserver) -> None:
     _decide(homeserver, "room", off, False)
     _decide(homeserver, "room", on, True)
     _decide(homeserver, "user", bob.user_id, False, "You fill the room")
-    # Long enough for a start on a busy machine.
-    until_ts = now_ms() + 15_000
+    # Long enough for a start on a machine as busy as this one.
+    until_ts = now_ms() + 5_000 + 3 * start_ms
     _decide(homeserver, "user", carol.user_id, False, until_ts=until_ts)
     homeserver.start()
     _forbidden(carol, untouched, "The server's admin has stopped your sticky events")
@@ -290,15 +290,16 @@ def test_a_delayed_event_that_comes_due_is_sent(
     # A5: whatever was switched since; nor is it judged when it is put off, or sent at once
     delays = {
         name: bob.send(room, text(name), sticky_ms=HOUR_MS, delay_ms=delay_ms)
-        for name, delay_ms in (("due", 3_000), ("sent", HOUR_MS), ("cancelled", HOUR_MS))
+        for name, delay_ms in (("sent", HOUR_MS), ("cancelled", HOUR_MS), ("due", 5_000))
     }
     alice.send_state(room, SETTINGS, OFF)
     bob.manage_delayed_event(delays["due"], "restart")
     bob.manage_delayed_event(delays["sent"], "send")
     bob.manage_delayed_event(delays["cancelled"], "cancel")
+    eventually(lambda: _bodies(alice, room) == {"due", "sent"}, 30, "the delayed events")
+    # Synapse forgets them once they are sent.
+    eventually(lambda: _scheduled_count(homeserver, room) == 0, what="the end of their schedule")
     _forbidden(bob, room, BY_ROOM)
-    eventually(lambda: _bodies(alice, room) == {"due", "sent"}, what="the delayed events")
-    assert _scheduled_count(homeserver, room) == 0
 
 
 def _bodies(client: Client, room: str) -> set[str]:
@@ -410,7 +411,11 @@ def test_what_the_page_says(homeserver: Homeserver, alice: Client, bob: Client, 
     event_id = bob.send(room, sticky_ms=HOUR_MS)
     eventually(lambda: event_id in section_ids(bob, room), what="the event")
     assert _run(show, alice, room).status_code == 404
-    (shown,) = (e for e in _run(find, alice, room).json()["chunk"] if EVENT_KEY in e)
+    # On workers another process answers this.
+    (shown,) = eventually(
+        lambda: [e for e in _run(find, alice, room).json()["chunk"] if EVENT_KEY in e],
+        what="the event in the answer",
+    )
     assert (shown["event_id"], shown["sender"]) == (event_id, bob.user_id)
     assert _run(remove, alice, room, event_id).status_code == 200
     eventually(lambda: section_ids(bob, room) == [], what="the end of the event")
@@ -585,7 +590,7 @@ def _put(client: Client, room: str, sticky_ms: int | None) -> Any:
 @pytest.mark.slow
 def test_a_sender_above_the_rate(make_homeserver: MakeHomeserver) -> None:
     # A3, A5
-    limit = {"per_second": 0.25, "burst_count": 3}
+    limit = {"per_second": 0.125, "burst_count": 3}
     homeserver = make_homeserver(module_config={"local_rate_limit": limit})
     homeserver.start()
     alice, bob = homeserver.register(), homeserver.register()
@@ -600,9 +605,9 @@ def test_a_sender_above_the_rate(make_homeserver: MakeHomeserver) -> None:
     assert answer.status_code == 429
     body = answer.json()
     assert body["errcode"] == "M_LIMIT_EXCEEDED"
-    assert 0 < body["retry_after_ms"] <= 4_000
+    assert 0 < body["retry_after_ms"] <= 8_000
     retry_ts = now_ms() + body["retry_after_ms"]
-    assert 1 <= int(answer.headers["Retry-After"]) <= 4
+    assert 1 <= int(answer.headers["Retry-After"]) <= 8
     for delay_ms in (None, HOUR_MS):
         error = _refused(
             lambda delay_ms=delay_ms: alice.send(room, sticky_ms=HOUR_MS, delay_ms=delay_ms),  # type: ignore[misc]
@@ -785,7 +790,7 @@ def test_our_own_events_that_come_back_pass(
     for event in events:
         assert stored_pdu(homeserver, event.event_id)["content"] == event.pdu["content"]
         assert _internal_metadata(homeserver, event.event_id).get("soft_failed") is None
-    assert is_recorded(homeserver, events[0].event_id)
+    eventually(lambda: is_recorded(homeserver, events[0].event_id), what="its row")
 
 
 def _internal_metadata(homeserver: Homeserver, event_id: str) -> JsonDict:
