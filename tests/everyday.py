@@ -26,6 +26,8 @@ V1 = "/_matrix/client/v1"
 UNSTABLE = "/_matrix/client/unstable"
 ADMIN = "/_synapse/admin"
 SLIDING = f"{UNSTABLE}/org.matrix.simplified_msc3575/sync"
+# As long as Synapse lets anybody type: nobody stops while others read.
+TYPING_MS = 120_000
 STICKY: JsonDict = {"org.matrix.msc4354.sticky_duration_ms": 3_600_000}
 
 PNG = base64.b64decode(
@@ -127,7 +129,7 @@ def configuration(directory: Path, elsewhere: Elsewhere, server_name: str) -> Js
         "allow_guest_access": True,
         "allow_public_rooms_without_auth": True,
         "allow_public_rooms_over_federation": True,
-        "refreshable_access_token_lifetime": "5m",
+        "refreshable_access_token_lifetime": "1h",
         "max_event_delay_duration": "24h",
         "ip_range_whitelist": ["127.0.0.1"],
         "app_service_config_files": [str(registration)],
@@ -428,6 +430,16 @@ class Everyday:
         self("bob", "POST", f"{V3}/join/{quote(self.ids['secret'])}")
         alias = quote(f"#bridge-room:{self.hs.server_name}")
         self("alice", "PUT", f"{V3}/directory/room/{alias}", {"room_id": room})
+        for name in ("Space", "Room"):
+            # Synapse lists a room once it has counted its members, in the background.
+            term = {"filter": {"generic_search_term": name}}
+            eventually(
+                lambda term=term: self(  # type: ignore[misc]
+                    "bob", "POST", f"{V3}/publicRooms", term, recorded=False
+                ).get("chunk"),
+                30,
+                f"{name} in the list of rooms",
+            )
         for path in (
             f"{V3}/directory/room/{alias}",
             f"{V3}/directory/list/room/{quote(room)}",
@@ -588,7 +600,12 @@ class Everyday:
         path = f"{UNSTABLE}/org.matrix.msc4140/rooms/{quote(room)}"
         path = f"{path}/delayed_event/org.example.delayed/d4"
         self("alice", "PUT", path, {"delay_ms": 200, "content": {}})
-        time.sleep(0.5)
+
+        def all_sent() -> bool:
+            left = self("alice", "GET", delayed, recorded=False).get("delayed_events", [])
+            return all(event.get("delay") != 200 for event in left)
+
+        eventually(all_sent, 30, "the delayed events")
         self("alice", "GET", delayed)
         # Whoever has no exemption from the default limits.
         self.register("dave")
@@ -637,13 +654,13 @@ class Everyday:
             self(who, "GET", f"{V1}/rooms/{room}/relations/{before}", recurse="true", dir="f")
             self(who, "GET", f"{V1}/rooms/{room}/threads")
             self(who, "GET", f"{V1}/rooms/{room}/threads", include="participated")
-            now = int(time.time() * 1000)
+            shown = self(who, "GET", f"{rooms}/event/{before}", recorded=False)
             for direction in ("f", "b"):
                 self(
                     who,
                     "GET",
                     f"{V1}/rooms/{room}/timestamp_to_event",
-                    ts=now - 3_000,
+                    ts=shown.get("origin_server_ts"),
                     dir=direction,
                 )
             self(who, "GET", f"{V3}/notifications")
@@ -697,7 +714,7 @@ class Everyday:
             "alice",
             "PUT",
             f"{V3}/rooms/{room}/typing/{quote(self.user_id('alice'))}",
-            {"typing": True, "timeout": 30_000},
+            {"typing": True, "timeout": TYPING_MS},
         )
         sticky = self.ids["sticky"]
         for kind in ("m.read", "m.read.private", "m.fully_read"):
@@ -909,7 +926,7 @@ class Everyday:
                     "alice",
                     "PUT",
                     f"{V3}/rooms/{quote(room)}/typing/{quote(self.user_id('alice'))}",
-                    {"typing": not wanted, "timeout": 30_000},
+                    {"typing": not wanted, "timeout": TYPING_MS},
                 )
                 time.sleep(0.2)
                 if wanted and since:
