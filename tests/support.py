@@ -140,7 +140,7 @@ def follow(
     *,
     until: Callable[[Followed], object],
     afterwards: int = 2,
-    timeout_s: float = 20,
+    timeout_s: float = 40,
     timeout_ms: int = 1000,
     **sync_arguments: Any,
 ) -> Followed:

@@ -9,8 +9,9 @@ import pytest
 
 from harness.client import JsonDict
 from harness.homeserver import Homeserver
+from harness.wait import eventually
 from tests.sliding import Answer, Connection, send_known, subscription, window
-from tests.support import ids, sticky_in, timeline_in
+from tests.support import ids, is_recorded, sticky_in, timeline_in
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Walk:
     """Two users who send in three rooms, and one who reads by Sliding Sync and by `/sync`."""
 
     def __init__(self, homeserver: Homeserver, seed: int) -> None:
+        self.homeserver = homeserver
         self.chance = random.Random(seed)
         self.senders = [homeserver.register() for _ in range(2)]
         self.bob = homeserver.register()
@@ -195,6 +197,9 @@ class Walk:
             self.connection.lists = {"all": self.window(3)}
             # A room that an ignored user sent in brings all its events when it matches again.
             self.sliding.may_come_again(lambda name: True)
+        # Until an event is noticed, nothing seems to be left.
+        for event_id in self.sender_of:
+            eventually(lambda name=event_id: is_recorded(self.homeserver, name))  # type: ignore[misc]
         for _ in range(200):
             self.log.append(f"check: {self.ask(limit=2)}")
             answer = self.connection.answers[-1]

@@ -86,7 +86,8 @@ def test_a_dump_from_before_the_module(make_homeserver: MakeHomeserver) -> None:
     eventually(lambda: section_ids(bob, room) == sent, what="the events after that")
     assert homeserver.log().count(RESTORED) == 1
     times = times_of_syncs(bob, alice, room)
-    assert times[2] < 0.3, times
+    # Who waits, waits every time.
+    assert times[0] < 0.3, times
     # How an operator starts over, also while Synapse runs: what still lives comes again.
     since = bob.sync()["next_batch"]
     homeserver.execute("DELETE FROM synapse_sticky_progress")
@@ -154,7 +155,7 @@ def test_a_database_that_is_set_back_while_synapse_runs(make_homeserver: MakeHom
     eventually(lambda: section_ids(bob, room) == before + sent, what="the events")
     assert newest(homeserver) < place + 1000
     times = times_of_syncs(bob, alice, room)
-    assert times[2] < 0.45, times
+    assert times[0] < 0.45, times
     assert homeserver.log().count("was set back while Synapse was running") == 1
     homeserver.stop()
     # Synapse does not start again without this, and says so.
@@ -182,7 +183,7 @@ def test_an_event_that_is_stored_while_the_module_starts_over(
     slow = tmp_path / "slow_find_recent_candidates"
     slow.touch()
     homeserver.execute("DELETE FROM synapse_sticky_progress")
-    eventually((tmp_path / "in_find_recent_candidates").exists, what="the module starts over")
+    eventually((tmp_path / "in_find_recent_candidates").exists, 30, "the module starts over")
     (meanwhile,) = send_sticky(alice, room)
     slow.unlink()
     eventually(lambda: is_recorded(homeserver, meanwhile), what="the event")

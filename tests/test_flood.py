@@ -45,7 +45,14 @@ def test_others_do_not_pay(make_homeserver: MakeHomeserver, remote: RemoteServer
         bob.join(client_room)
     carol = remote.join(homeserver, flooded, "carol")
     since = quiet_token(bob)
-    sent = [remote.send_event(flooded, carol, **sticky()).event_id for _ in range(FLOOD)]
+    sent = []
+    for _ in range(2):
+        events = []
+        for _ in range(FLOOD // 2):
+            events.append(remote.create_event(flooded, TYPE, {"body": "flood"}, carol, **sticky()))
+            remote.remember(events[-1])
+        remote.send(events)
+        sent += [event.event_id for event in events]
     eventually(lambda: is_recorded(homeserver, sent[-1]), 60, "all recorded")
     assert _held(homeserver) > 5
     during = _latencies(alice, bob, room)
@@ -55,7 +62,7 @@ def test_others_do_not_pay(make_homeserver: MakeHomeserver, remote: RemoteServer
     )
     assert followed.sticky(flooded) == sent
     assert _held(homeserver) == 0
-    assert statistics.median(during) <= 3 * statistics.median(_latencies(alice, bob, room))
+    assert _usual(during) <= 3 * _usual(_latencies(alice, bob, room))
 
 
 def test_a_flood_costs_little_more_than_one_of_plain_events(
@@ -109,6 +116,11 @@ def _latencies(sender: Client, reader: Client, room: str) -> list[float]:
         found.append(time.monotonic() - began)
         since = followed.next_batch or since
     return found
+
+
+def _usual(latencies: list[float]) -> float:
+    """The lower quartile: what else the machine does now and then makes none of them shorter."""
+    return statistics.quantiles(latencies, n=4)[0]
 
 
 def _held(homeserver: Homeserver) -> int:

@@ -38,7 +38,31 @@ SENDS = 100
 HIDDEN = "org.example.hidden"
 HIDING: JsonDict = {"room": {"timeline": {"not_types": [HIDDEN]}}}
 # A response waits for 500 ms at most.
+LONGEST_WAIT_S = 0.5
 NO_WAIT_S = 0.35
+
+
+class Missing:
+    """The answers that lack the event that was sent before them.
+
+    Who has waited as long as a response may has met a machine that is too busy. That is rare.
+    """
+
+    def __init__(self) -> None:
+        self._at_once: list[int] = []
+        self._after_waiting: list[int] = []
+
+    def ask(self, number: int, has_event: Callable[[], bool]) -> None:
+        """Ask, and note if the event is not there."""
+        asked = time.monotonic()
+        if not has_event():
+            waited = time.monotonic() - asked >= LONGEST_WAIT_S
+            (self._after_waiting if waited else self._at_once).append(number)
+
+    def check(self) -> None:
+        """No answer lacked its event."""
+        assert self._at_once == []
+        assert len(self._after_waiting) <= SENDS // 20, self._after_waiting
 
 
 def _send_hidden(client: Client, room_id: str) -> str:
@@ -51,43 +75,52 @@ def _send_hidden(client: Client, room_id: str) -> str:
 @pytest.mark.deployments("sqlite", "postgres")
 def test_an_initial_sync_after_a_send_has_the_event(homeserver: Homeserver, alice: Client) -> None:
     # C11: as long as all of them are on one page
-    missing = []
+    missing = Missing()
     for _ in range(SENDS // 50):
         reader, room = homeserver.register(), alice.create_room(preset="public_chat")
         reader.join(room)
         for number in range(50):
             event_id = _send_hidden(alice, room)
-            if event_id not in section_ids(reader, room):
-                missing.append(number)
-    assert missing == []
+            missing.ask(number, lambda: event_id in section_ids(reader, room))  # noqa: B023
+    missing.check()
 
 
 @pytest.mark.deployments("sqlite", "postgres")
 def test_a_sync_after_a_send_has_the_event(alice: Client, bob: Client, room: str) -> None:
     # C11: from the last answer's token
-    missing = []
-    since = bob.sync(filter=HIDING)["next_batch"]
+    missing = Missing()
+    followed = Followed(bob.sync(filter=HIDING)["next_batch"])
+
+    def has(event_id: str) -> bool:
+        answer = bob.sync(followed.next_batch, filter=HIDING)
+        followed.answers.append(answer)
+        followed.next_batch = answer["next_batch"]
+        return event_id in ids(sticky_in(answer, room))
+
+    sent = []
     for number in range(SENDS):
-        event_id = _send_hidden(alice, room)
-        answer = bob.sync(since, filter=HIDING)
-        since = answer["next_batch"]
-        if ids(sticky_in(answer, room)) != [event_id]:
-            missing.append(number)
-    assert missing == []
+        sent.append(_send_hidden(alice, room))
+        missing.ask(number, lambda: has(sent[-1]))
+    missing.check()
+    eventually(lambda: has(sent[-1]) or sent[-1] in followed.sticky(room), what="the last one")
+    assert followed.sticky(room) == sent
 
 
 @pytest.mark.deployments("sqlite", "postgres")
 def test_a_sliding_sync_after_a_send_has_the_event(alice: Client, bob: Client, room: str) -> None:
     # C11: whether or not the room is in the window
-    missing = []
+    missing = Missing()
     for lists in ({"all": window(timeline_limit=0)}, {"all": no_window()}):
         connection = Connection(bob, lists)
         connection.drain()
+        del connection.answers[:]
+        sent = []
         for number in range(SENDS // 2):
-            event_id = alice.send(room, {"n": number}, MEMBER, sticky_ms=HOUR_MS)
-            if connection.ask().sticky(room) != [event_id]:
-                missing.append(number)
-    assert missing == []
+            sent.append(alice.send(room, {"n": number}, MEMBER, sticky_ms=HOUR_MS))
+            missing.ask(number, lambda: sent[-1] in connection.ask().sticky(room))  # noqa: B023
+        eventually(lambda: connection.ask() and sent[-1] in connection.seen(room))  # noqa: B023
+        assert connection.seen(room) == sent
+    missing.check()
 
 
 @pytest.mark.deployments("workers")
@@ -109,7 +142,7 @@ def test_another_reader_is_no_later_than_with_a_plain_message(
             since = answer["next_batch"]
             if event_id not in seen:
                 # Who has waited as long as a response may has met a machine that is too busy.
-                late[is_sticky] += took_s < 0.5
+                late[is_sticky] += took_s < LONGEST_WAIT_S
                 followed = follow_until_seen(
                     reader, room, [event_id], since, afterwards=0, filter=HIDING
                 )
@@ -142,7 +175,13 @@ def test_a_fresh_event_that_the_timeline_shows_comes_once(
     followed.answers += rest.answers
     assert_once(followed, room, sent)
     # Its token ends as a plain position, that wakes nobody.
-    assert bob.sync(rest.next_batch)["next_batch"] == rest.next_batch
+    tokens = [rest.next_batch]
+
+    def rests() -> bool:
+        tokens.append(bob.sync(tokens[-1])["next_batch"])
+        return tokens[-1] == tokens[-2]
+
+    eventually(rests, what="the same token again")
 
 
 def test_a_fresh_event_that_a_sliding_timeline_shows_comes_once(
@@ -204,18 +243,29 @@ def test_while_nobody_notices(
     assert set(sent + more) <= set(initial.timeline(room))
     homeserver.start_process(BACKGROUND_WORKER)
     for url in homeserver.client_urls:
-        eventually(lambda url=url: set(sent + more) <= set(section_ids(bob.via(url), room)))  # type: ignore[misc]
-    for _ in range(3):
+        eventually(
+            lambda url=url: set(sent + more) <= set(section_ids(bob.via(url), room)),  # type: ignore[misc]
+            30,
+            f"all at {url}",
+        )
+
+    def rests(followed: Followed, **more: Any) -> bool:
+        ask(followed, **more)
+        return bool(followed.answers[-1]["next_batch"] == followed.answers[-2]["next_batch"])
+
+    for _ in range(2):
         ask(hidden, filter=HIDING)
         ask(shown, filter={"room": {"timeline": {"limit": 100}}})
         ask(initial)
+    # Nothing is left to name.
+    eventually(lambda: rests(hidden, filter=HIDING))
+    eventually(lambda: rests(shown, filter={"room": {"timeline": {"limit": 100}}}))
+    eventually(lambda: rests(initial))
     assert_once(hidden, room, sent + more)
     assert_once(shown, room, sent + more)
     # What there was no space for comes again.
     assert len(initial.sticky(room)) <= len(sent + more) - 64
-    # Nothing is left to name.
     for followed in (shown, hidden, initial):
-        assert followed.answers[-1]["next_batch"] == followed.answers[-2]["next_batch"]
         assert len(followed.answers[-1]["next_batch"]) < 120
 
 
@@ -244,7 +294,7 @@ def test_nor_for_one_that_was_noticed_long_ago(
     alice, bob = homeserver.register(), homeserver.register()
     room = alice.create_room(preset="public_chat")
     bob.join(room)
-    event_id = _receive_from_the_future(homeserver, bob, remote, room, 1_500)
+    event_id = _receive_from_the_future(homeserver, bob, remote, room, 5_000)
     assert is_recorded(homeserver, event_id)
     # It starts with what has not expired.
     homeserver.restart()
