@@ -430,16 +430,6 @@ class Everyday:
         self("bob", "POST", f"{V3}/join/{quote(self.ids['secret'])}")
         alias = quote(f"#bridge-room:{self.hs.server_name}")
         self("alice", "PUT", f"{V3}/directory/room/{alias}", {"room_id": room})
-        for name in ("Space", "Room"):
-            # Synapse lists a room once it has counted its members, in the background.
-            term = {"filter": {"generic_search_term": name}}
-            eventually(
-                lambda term=term: self(  # type: ignore[misc]
-                    "bob", "POST", f"{V3}/publicRooms", term, recorded=False
-                ).get("chunk"),
-                30,
-                f"{name} in the list of rooms",
-            )
         for path in (
             f"{V3}/directory/room/{alias}",
             f"{V3}/directory/list/room/{quote(room)}",
