@@ -27,7 +27,7 @@ from harness.proxy import FaultyProxy
 from harness.wait import eventually
 
 MODULE = "synapse_sticky.StickyEventsModule"
-STARTUP_TIMEOUT_S = 60
+STARTUP_TIMEOUT_S = 180
 READERS = ("client_reader1", "client_reader2")
 PERSISTERS = ("event_persister1", "event_persister2")
 SENDERS = ("federation_sender1", "federation_sender2")
@@ -146,6 +146,7 @@ class Homeserver:
         self.http = httpx.Client(
             verify=False,
             trust_env=False,
+            timeout=60,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
         )
         _open.append(self)
