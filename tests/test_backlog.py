@@ -77,10 +77,10 @@ def test_news_come_between_two_parts_of_a_switch(make_homeserver: MakeHomeserver
     news_come_before(homeserver, calm, admin, lambda: 1)
     switch(admin, room, enabled=False)
     news_come_before(homeserver, calm, admin, live)
-    eventually(lambda: not live(), 60, "all held")
+    eventually(lambda: not live(), 180, "all held")
     switch(admin, room, enabled=True)
     news_come_before(homeserver, calm, admin, lambda: MANY - live())
-    eventually(lambda: live() == MANY, 60, "all live")
+    eventually(lambda: live() == MANY, 180, "all live")
     ordered = homeserver.query(
         "SELECT stream_ordering FROM synapse_sticky_events WHERE room_id = ? ORDER BY position",
         room,
@@ -100,7 +100,7 @@ def test_a_switch_goes_on_after_a_kill(make_homeserver: MakeHomeserver) -> None:
     homeserver.kill("main")
     assert 0 < live() < MANY
     homeserver.start()
-    eventually(lambda: not live(), 60, "all held")
+    eventually(lambda: not live(), 180, "all held")
     held = "SELECT COUNT(*) FROM synapse_sticky_held WHERE reason = 'switched_off'"
     assert homeserver.query(held) == [(MANY,)]
 
@@ -126,7 +126,7 @@ def test_news_come_while_a_flood_is_released(make_homeserver: MakeHomeserver) ->
     eventually(lambda: held() < 60 * 200, interval_s=0.005, what="the first of them released")
     for _ in range(3):
         news_come_before(homeserver, calm, admin, held)
-    eventually(lambda: not held(), 90, "all released")
+    eventually(lambda: not held(), 180, "all released")
     positions = homeserver.query(
         "SELECT room_id, stream_ordering FROM synapse_sticky_events "
         "WHERE event_id LIKE '$seed%' ORDER BY room_id, position"
