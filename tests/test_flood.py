@@ -44,6 +44,8 @@ def test_others_do_not_pay(make_homeserver: MakeHomeserver, remote: RemoteServer
     for client_room in (room, flooded):
         bob.join(client_room)
     carol = remote.join(homeserver, flooded, "carol")
+    # Before and after: what else the machine does may change meanwhile.
+    quiet = [_usual(_latencies(alice, bob, room))]
     since = quiet_token(bob)
     sent = []
     for _ in range(2):
@@ -62,7 +64,8 @@ def test_others_do_not_pay(make_homeserver: MakeHomeserver, remote: RemoteServer
     )
     assert followed.sticky(flooded) == sent
     assert _held(homeserver) == 0
-    assert _usual(during) <= 3 * _usual(_latencies(alice, bob, room))
+    quiet.append(_usual(_latencies(alice, bob, room)))
+    assert _usual(during) <= 3 * max(quiet)
 
 
 def test_a_flood_costs_little_more_than_one_of_plain_events(
