@@ -433,7 +433,7 @@ class RemoteServer:
         with self._changed:
             return list(self._requests)
 
-    def wait_for(self, wanted: str | Callable[[Event], bool], timeout_s: float = 20) -> Event:
+    def wait_for(self, wanted: str | Callable[[Event], bool], timeout_s: float = 60) -> Event:
         """Wait until an event was received, with that id or that a function accepts."""
         deadline = time.monotonic() + timeout_s
         with self._changed:

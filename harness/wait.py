@@ -13,7 +13,7 @@ class NeverHappened(AssertionError):
 
 def eventually(
     attempt: Callable[[], Result | None],
-    timeout_s: float = 20,
+    timeout_s: float = 30,
     what: str = "the awaited condition",
     interval_s: float = 0.05,
 ) -> Result:

@@ -5,6 +5,7 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from harness.client import Client
 from harness.homeserver import Homeserver, open_homeservers
@@ -14,6 +15,10 @@ from harness.redis import RedisServer
 from harness.remote import RemoteServer
 from tests.scheduling import StayWithDeployment
 from tests.support import DEPLOYMENTS, GRACE_PERIOD, MakeHomeserver
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 _LOG_POSITIONS = pytest.StashKey[dict[int, dict[str, int]]]()
 _LONGEST_LOG = 20_000

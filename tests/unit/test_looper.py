@@ -90,8 +90,10 @@ def test_a_look_that_fails_is_not_tried_without_end() -> None:
         looper = looper_with(ledger, Event())
         queues = [looper.before_transaction(f"{n}.example.org") for n in range(20)]
         waiting = asyncio.gather(*queues)
+        began = time.monotonic()
         await asyncio.sleep(WAIT_S)
         waiting.cancel()
+        # On a busy machine that may be longer.
+        assert 1 < ledger.tries <= 2 * (time.monotonic() - began) / LOOK_S
 
     asyncio.run(play())
-    assert 1 < ledger.tries <= 2 * WAIT_S / LOOK_S
