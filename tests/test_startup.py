@@ -35,6 +35,7 @@ from tests.support import (
     sabotage,
     send_plain,
     send_sticky,
+    serious_problems,
     sticky,
     sticky_in,
     timeline_in,
@@ -95,8 +96,7 @@ def test_synapses_own_sticky_events(make_homeserver: MakeHomeserver, kind: str) 
             if " INFO synapse_sticky" in line and "msc4354_enabled: true" in line
         ]
         assert len(told) == 1, process
-    # Two federation senders that start at once make Synapse itself complain now and then.
-    assert "synapse_sticky" not in homeserver.problems_since({})
+    assert serious_problems(homeserver.problems_since({})) == []
     homeserver.stop()
     homeserver.reconfigure(own_flag=False)
     position = homeserver.log_position()
@@ -373,7 +373,8 @@ def test_tables_from_before_the_switches(
     assert_once(followed, room, [sent[-1], held.event_id])
     assert not set(sent[:-1]) & set(followed.seen(room))
     assert_once(follow_until_seen(alice, room, [*sent, held.event_id]), room, sent)
-    assert homeserver.problems_since(position) == ""
+    # Synapse itself may have tried to reach the server while it was away.
+    assert serious_problems(homeserver.problems_since(position)) == []
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
@@ -511,7 +512,7 @@ def test_workers_starting_at_once(make_homeserver: MakeHomeserver) -> None:
         (event_id,) = send_sticky(alice, room)
         assert_once(follow_until_seen(alice, room, [event_id]), room, [event_id])
         homeserver.stop()
-        assert homeserver.problems_since(position) == ""
+        assert serious_problems(homeserver.problems_since(position)) == []
         drop_tables(homeserver, "postgres")
 
 
