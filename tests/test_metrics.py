@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import re
-from collections.abc import Iterator, Mapping
+import time
+import types
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +18,12 @@ from harness.homeserver import BACKGROUND_WORKER, READERS, SENDERS, Homeserver
 from harness.remote import RemoteServer
 from harness.wait import eventually
 from tests.federation import wait_until_received
-from tests.sliding import Connection, no_window
+from tests.sliding import Connection, in_background, no_window
 from tests.support import (
     MakeHomeserver,
     is_recorded,
     now_ms,
+    quiet_token,
     section_ids,
     send_plain,
     send_sticky,
@@ -54,6 +57,11 @@ def work(homeserver: Homeserver) -> None:
     alice.send(room, delay_ms=86_000_000)
     alice.redact(room, last)
     eventually(lambda: timeline_in(bob.sync(timeout_ms=100), room), what="the events")
+    since = quiet_token(bob)
+    with in_background(lambda: bob.sync(since, timeout_ms=20_000)) as poll:
+        # To be woken has a metric of its own.
+        send_plain(alice, room, 1)
+        poll.result()
     connection = Connection(bob)
     connection.ask()
     connection.ask(timeout_ms=100)
@@ -92,6 +100,45 @@ class Metrics:
                 self.servlets.add(labels["servlet"])
 
 
+def of_synapse(names: set[tuple[str, ...]]) -> set[tuple[str, ...]]:
+    """Those of metrics that are not the module's."""
+    return {name for name in names if not name[0].startswith(OURS)}
+
+
+def everywhere(found: Mapping[str, Metrics]) -> set[tuple[str, ...]]:
+    """The names of Synapse's metrics that any process has."""
+    return of_synapse(set().union(*(metrics.names for metrics in found.values())))
+
+
+def measure(
+    homeserver: Homeserver,
+    *,
+    module: bool,
+    at_least: Mapping[str, Metrics] = types.MappingProxyType({}),
+    anywhere: Collection[tuple[str, ...]] = (),
+) -> dict[str, Metrics]:
+    """Start it, use it, and return what its processes measure.
+
+    What Synapse measures every half minute has no name before that, and some of what it counts
+    happens by chance. So the server is used until the names of `at_least` are there, each in its
+    role, and those of `anywhere`.
+    """
+    homeserver.reconfigure(module=module)
+    homeserver.start()
+
+    def complete() -> dict[str, Metrics]:
+        work(homeserver)
+        found = Metrics.by_role(homeserver)
+        missing = [metrics.names - found[role].names for role, metrics in at_least.items()]
+        missing.append(set(anywhere) - everywhere(found))
+        assert not any(missing), missing
+        return found
+
+    found = eventually(complete, 120, "the metrics", interval_s=1)
+    homeserver.stop()
+    return found
+
+
 @pytest.mark.parametrize("kind", ["sqlite", "workers"])
 def test_names_and_labels_are_what_they_are_without_the_module(
     make_homeserver: MakeHomeserver, kind: str
@@ -100,20 +147,18 @@ def test_names_and_labels_are_what_they_are_without_the_module(
     # O1
     homeserver = make_homeserver(kind, module=False)
     observable(homeserver)
-    measured = []
     # Some are only there once there are users when it starts.
-    for module in (False, False, True):
-        homeserver.reconfigure(module=module)
-        homeserver.start()
-        work(homeserver)
-        measured.append(Metrics.by_role(homeserver))
-        homeserver.stop()
-    _, without, with_module = measured
+    measure(homeserver, module=False)
+    without = measure(homeserver, module=False)
+    with_module = measure(homeserver, module=True, at_least=without)
     # The process that gives out positions tells the others by a stream that it may not use itself.
-    anywhere = set().union(*(found.names for found in without.values()))
+    anywhere = everywhere(without)
+    if not everywhere(with_module) <= anywhere:
+        # This time it may have run for half a minute, and not before.
+        anywhere = everywhere(measure(homeserver, module=False, anywhere=everywhere(with_module)))
     for role, found in with_module.items():
         assert found.servlets == without[role].servlets, role
-        names = {name for name in found.names if not name[0].startswith(OURS)}
+        names = of_synapse(found.names)
         assert without[role].names <= names <= anywhere, role
         assert len(found.names) > len(names), role
     servlets = set().union(*(found.servlets for found in without.values()))
@@ -159,7 +204,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 # Name, type, labels.
 _ROW = re.compile(r"^\| `(\w+)` \| (\w+) \|([^|]*)\|", re.MULTILINE)
 # Longer than it takes until a process measures again.
-SOON_S = 30
+SOON_S = 60
 
 
 def ours(homeserver: Homeserver, process: str = "main") -> Iterator[Metric]:
@@ -229,13 +274,16 @@ def test_they_follow_what_users_do(make_homeserver: MakeHomeserver) -> None:
         extra_config=ENABLED,
         module_config={
             "cleanup_interval": "1s",
-            "local_rate_limit": {"per_second": 0.01, "burst_count": 5},
+            "local_rate_limit": {"per_second": 0.001, "burst_count": 5},
         },
     )
     homeserver.start()
     alice = homeserver.register()
     room = alice.create_room()
+    began = time.monotonic()
     sent = send_sticky(alice, room, 3)
+    eventually(lambda: is_recorded(homeserver, sent[-1]), what="the last event")
+    took_s = time.monotonic() - began
     assert section_ids(alice, room) == sent
     assert section_ids(alice, room) == sent
     assert Connection(alice, {"all": no_window()}).ask().sticky(room) == sent
@@ -249,7 +297,7 @@ def test_they_follow_what_users_do(make_homeserver: MakeHomeserver) -> None:
             "time_to_deliverable_seconds_count": 3,
         },
     )
-    assert values(homeserver)["time_to_deliverable_seconds_sum"] < 3
+    assert values(homeserver)["time_to_deliverable_seconds_sum"] < 3 * (took_s + 1)
     # Idle syncs and plain events are none of it.
     since = alice.sync()["next_batch"]
     before = values(homeserver)
@@ -260,7 +308,7 @@ def test_they_follow_what_users_do(make_homeserver: MakeHomeserver) -> None:
     assert after["sent_to_clients_total sync"] == before["sent_to_clients_total sync"]
     assert after["time_to_deliverable_seconds_count"] == 3
 
-    send_sticky(alice, room, sticky_ms=15_000)
+    send_sticky(alice, room, sticky_ms=30_000)
     refused = [_status_of_send(alice, room) for _ in range(3)]
     assert refused == [200, 429, 429]
     alice.send_state(room, SETTINGS, {"enabled": False})
@@ -310,20 +358,21 @@ def test_they_tell_that_the_indexer_is_behind(make_homeserver: MakeHomeserver) -
     alice = homeserver.register()
     room = alice.create_room()
     (first,) = send_sticky(alice, room)
-    eventually(lambda: is_recorded(homeserver, first), 5, "recorded")
+    eventually(lambda: is_recorded(homeserver, first), what="recorded")
     homeserver.execute("ALTER TABLE synapse_sticky_events RENAME TO moved")
     sent_ts = now_ms()
     (late,) = send_sticky(alice, room)
     send_plain(alice, room, 2)
     wait_for_values(homeserver, {"indexer_lag_events": 3, "live_events": 1})
-    sleep_until(sent_ts + 1_500)
+    sleep_until(sent_ts + 5_500)
     homeserver.execute("ALTER TABLE moved RENAME TO synapse_sticky_events")
     wait_for_values(homeserver, {"indexer_lag_events": 0, "live_events": 2})
     assert section_ids(alice, room) == [first, late]
     measured = values(homeserver)
     assert measured["time_to_deliverable_seconds_count"] == 2
-    assert measured["time_to_deliverable_seconds_bucket 1.0"] == 1
-    assert 1 < measured["time_to_deliverable_seconds_sum"] < SOON_S
+    # The first was faster.
+    assert measured["time_to_deliverable_seconds_bucket 5.0"] == 1
+    assert 5 < measured["time_to_deliverable_seconds_sum"] < 2 * SOON_S
 
 
 def test_they_follow_what_servers_do(make_homeserver: MakeHomeserver) -> None:
@@ -332,9 +381,10 @@ def test_they_follow_what_servers_do(make_homeserver: MakeHomeserver) -> None:
         federation=True,
         extra_config=ENABLED,
         module_config={
-            "federation_grace_period": "2s",
+            # For Synapse's own sending to be faster on a busy machine too.
+            "federation_grace_period": "6s",
             "max_held_per_server": 3,
-            "remote_rate_limit": {"per_second": 0.01, "burst_count": 2},
+            "remote_rate_limit": {"per_second": 0.001, "burst_count": 2},
         },
     )
     homeserver.start()
