@@ -9,6 +9,7 @@ from harness.homeserver import Homeserver
 from harness.wait import eventually
 from tests.sliding import Connection, drained, send_known, subscription, window
 from tests.support import (
+    HOUR_MS,
     REMAINING_KEY,
     SYNC_SECTION,
     VERSIONS_FLAG,
@@ -224,7 +225,7 @@ def test_synapses_own_sticky_events_instead(make_homeserver: MakeHomeserver) -> 
     position = homeserver.log_position()
     homeserver.start()
     assert bob.request("GET", "/_matrix/client/versions")["unstable_features"][VERSIONS_FLAG]
-    (new,) = [alice.send(room, sticky_ms=60_000)]
+    (new,) = [alice.send(room, sticky_ms=HOUR_MS)]
     eventually(lambda: new in timeline_after(bob, held.since, room), what="the new event in /sync")
     assert pages(bob, held) == before
     homeserver.stop()
@@ -260,7 +261,7 @@ def test_sliding_sync_of_synapse_itself(make_homeserver: MakeHomeserver) -> None
     own = {"experimental_features": {"msc4354_enabled": True}}
     homeserver.reconfigure(module=False, extra_config=own)
     homeserver.start()
-    new = alice.send(held.room_id, sticky_ms=60_000)
+    new = alice.send(held.room_id, sticky_ms=HOUR_MS)
     for connection in (held.narrow, held.wide):
         try:
             answer = connection.ask()

@@ -28,6 +28,7 @@ from tests.support import (
     has_endpoint_for_delayed_events,
     is_recorded,
     now_ms,
+    quiet_token,
     remaining_ms,
     send_plain,
     sticky_in,
@@ -35,6 +36,7 @@ from tests.support import (
     text,
     timeline_in,
     unique,
+    wait_for_readers,
 )
 
 # What differs between deployments differs on workers too.
@@ -239,7 +241,7 @@ def test_a_repeated_transaction_gives_one_event(
     homeserver: Homeserver, alice: Client, bob: Client, room: str
 ) -> None:
     # S4
-    since = bob.sync()["next_batch"]
+    since = quiet_token(bob)
     txn_id = unique()
     event_id = alice.send(room, text("once"), sticky_ms=60_000, txn_id=txn_id)
     for sticky_ms in (60_000, 60_000, 30_000):
@@ -258,9 +260,9 @@ def test_a_delayed_event_is_sticky_once_it_is_sent(
     homeserver: Homeserver, alice: Client, bob: Client, room: str
 ) -> None:
     # S2, E1
-    since = bob.sync()["next_batch"]
+    since = quiet_token(bob)
     scheduled_ts = now_ms()
-    alice.send(room, text("late"), sticky_ms=60_000, delay_ms=1_500)
+    alice.send(room, text("late"), sticky_ms=60_000, delay_ms=6_000)
     # So that it comes in the section, and not in the timeline.
     filter_json = {"room": {"timeline": {"types": ["org.example.other"]}}}
     answer = bob.sync(since, filter=filter_json)
@@ -274,10 +276,10 @@ def test_a_delayed_event_is_sticky_once_it_is_sent(
     assert event["content"] == text("late")
     assert event[EVENT_KEY] == {"duration_ms": 60_000}
     # Counted from when it was scheduled this would be less.
-    assert event["origin_server_ts"] >= scheduled_ts + 1_500
+    assert event["origin_server_ts"] >= scheduled_ts + 6_000
     remaining = remaining_ms(event)
     assert remaining is not None
-    assert 60_000 - 1_500 < remaining <= 60_000
+    assert 60_000 - 6_000 < remaining <= 60_000
     ((expires_ts,),) = homeserver.query(
         "SELECT expires_ts FROM synapse_sticky_events WHERE event_id = ?", event["event_id"]
     )
@@ -320,19 +322,19 @@ def test_a_scheduled_event_is_sticky_once_it_is_sent(
     # S2, E1
     body = {STICKY_PARAMETER: 60_000} if where != "query" else None
     params = {STICKY_PARAMETER: "60000"} if where != "body" else None
-    since = bob.sync()["next_batch"]
+    since = quiet_token(bob)
     scheduled_ts = now_ms()
-    delay_id = alice.schedule(room, 1_500, body, params=params)
+    delay_id = alice.schedule(room, 6_000, body, params=params)
     assert [event["delay_id"] for event in _scheduled(alice)] == [delay_id]
     sent = eventually(lambda: timeline_in(bob.sync(since), room), what="the delayed event")
     pdu = stored_pdu(homeserver, sent[0]["event_id"])
     assert pdu[EVENT_KEY] == {"duration_ms": 60_000}
     # Counted from when it was sent.
-    assert pdu["origin_server_ts"] >= scheduled_ts + 1_500
+    assert pdu["origin_server_ts"] >= scheduled_ts + 6_000
     query = "SELECT expires_ts FROM synapse_sticky_events WHERE event_id = ?"
     rows = eventually(lambda: homeserver.query(query, sent[0]["event_id"]), what="its stickiness")
     assert rows == [(pdu["origin_server_ts"] + 60_000,)]
-    assert _scheduled(alice) == []
+    eventually(lambda: _scheduled(alice) == [], what="nothing scheduled")
 
 
 @has_endpoint_for_delayed_events
@@ -341,8 +343,8 @@ def test_a_scheduled_event_that_is_put_off(
 ) -> None:
     # S2
     scheduled_ts = now_ms()
-    delay_id = alice.schedule(room, 2_000, {STICKY_PARAMETER: HOUR_MS})
-    while now_ms() < scheduled_ts + 1_500:
+    delay_id = alice.schedule(room, 5_000, {STICKY_PARAMETER: HOUR_MS})
+    while now_ms() < scheduled_ts + 6_000:
         alice.manage_delayed_event(delay_id, "restart")
     assert _message_count(homeserver, room) == 0
     alice.manage_delayed_event(delay_id, "send")
@@ -410,7 +412,7 @@ def test_what_else_is_scheduled_is_as_ever(
     homeserver: Homeserver, alice: Client, bob: Client, room: str
 ) -> None:
     # S2, S5
-    since = bob.sync()["next_batch"]
+    since = quiet_token(bob)
     txn_id = unique()
     first = alice.schedule(room, 1_000, txn_id=txn_id)
     assert alice.schedule(room, 1_000, txn_id=txn_id) == first
@@ -448,7 +450,7 @@ def test_an_ordinary_event_stays_one(
     event_id = alice.send(room, content)
     assert EVENT_KEY not in stored_pdu(homeserver, event_id)
     last = alice.send(room, sticky_ms=HOUR_MS)
-    send_plain(alice, room, 10)
+    wait_for_readers(bob, room, send_plain(alice, room, 10)[-1])
     # Once the last one is noticed, so would the first one be.
     followed = follow_until_seen(bob, room, [last])
     assert event_id not in followed.sticky(room)
@@ -553,7 +555,7 @@ def test_versions_name_the_feature(homeserver: Homeserver, alice: Client) -> Non
 
 def test_the_sender_sees_what_was_sent(alice: Client, room: str) -> None:
     # S1, C2
-    since = alice.sync()["next_batch"]
+    since = quiet_token(alice)
     event_id = alice.send(room, text("mine"), sticky_ms=60_000)
     followed = follow_until_seen(alice, room, [event_id], since)
     assert_once(followed, room, [event_id])
