@@ -6,7 +6,9 @@ import pytest
 
 from harness.client import Client, JsonDict, quote
 from harness.homeserver import Homeserver
+from tests.sliding import until_known
 from tests.support import (
+    EVENT_KEY,
     MakeHomeserver,
     follow_until_seen,
     ids,
@@ -76,10 +78,15 @@ class Reader:
         return self.device.sync(since, **arguments)
 
     def wait(self, room_id: str, sent: list[str]) -> None:
-        """Wait until these events have reached another device, and the last one every reader."""
+        """Wait until every reader has these events, and can hand out those that are sticky."""
         everything = {"room": {"timeline": {"limit": 100}}}
-        follow_until_seen(self._watcher, room_id, sent, filter=everything)
+        followed = follow_until_seen(self._watcher, room_id, sent, filter=everything)
         wait_for_readers(self._client, room_id, sent[-1])
+        shown = [
+            e for a in followed.answers for e in sticky_in(a, room_id) + timeline_in(a, room_id)
+        ]
+        stickies = [e["event_id"] for e in shown if EVENT_KEY in e and e["event_id"] in sent]
+        until_known(self._watcher, room_id, stickies)
 
 
 @pytest.fixture

@@ -702,6 +702,7 @@ def test_the_delay_id_is_for_the_sender(alice: Client, bob: Client, room: str) -
     for client in (alice, alice.second_device(), bob):
         answer = eventually(partial(_answer_with_section, client, room, {}))
         (event,) = sticky_in(answer, room)
+        wait_for_readers(client, room, event["event_id"])
         elsewhere = client.event(room, event["event_id"])["unsigned"].get(DELAY_ID_KEY)
         assert event["unsigned"].get(DELAY_ID_KEY) == elsewhere
         # It is for the sender only. Old releases do not give it to anybody.
@@ -1156,6 +1157,7 @@ def test_an_entry_that_is_there_for_its_section_only(alice: Client, bob: Client,
     # Synapse sums them up every half minute. If it has done so between the messages and the
     # receipt, its count is right only after the next time.
     unread = eventually(notifications, timeout_s=60, what="the unread messages")
+    follow_until_seen(alice, room, sent, filter=NO_MESSAGES)
     token = quiet_token(bob)
     # As the token of a client that has everything but the section.
     answer = bob.sync(_with_slot(token, "0"), filter=filter_json)
@@ -1236,6 +1238,7 @@ def test_presence_beside_sections(make_homeserver: MakeHomeserver) -> None:
     room = alice.create_room(preset="public_chat")
     bob.join(room)
     sent = send_sticky(alice, room, 1)
+    follow_until_seen(alice, room, sent, filter=NO_MESSAGES)
     status = {"presence": "online", "status_msg": "in a call"}
     alice.request("PUT", f"/_matrix/client/v3/presence/{quote(alice.user_id)}/status", json=status)
     answer = bob.sync(filter=NO_MESSAGES)
