@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from harness.client import SLIDING_SYNC_PATH, Client, JsonDict, MatrixError, quote
 from harness.homeserver import Homeserver
+from harness.wait import eventually
 from tests.support import (
     REMAINING_KEY,
     SYNC_SECTION,
@@ -70,11 +71,24 @@ class World:
         self.sticky: dict[str, list[tuple[str, str]]] = {}
         self.tokens: dict[str, list[str | None]] = {name: [None] for name in self.readers}
         self._fill(carol, dave)
+        eventually(self._are_counts_right, 90, "the counts of unread messages")
         self.ours.stop()
         shutil.copytree(self.ours.directory, self.plain.directory, dirs_exist_ok=True)
         self.plain.reconfigure(extra_config=self._extra_config)
         for homeserver in (self.ours, self.plain):
             homeserver.start()
+
+    def _are_counts_right(self) -> bool:
+        """Whether Synapse will not correct them on one server before it does on the other.
+
+        It sums them up every half minute. Receipts after the first time count from the next on.
+        """
+        summed = self.ours.query("SELECT stream_ordering FROM event_push_summary_stream_ordering")
+        unread = self.ours.query(
+            "SELECT 1 FROM receipts_linearized WHERE stream_id > "
+            "(SELECT stream_id FROM event_push_summary_last_receipt_stream_id)"
+        )
+        return summed == [(0,)] or not unread
 
     def close(self) -> None:
         """Stop both."""
