@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -165,6 +166,37 @@ class PostgresServer:
                     " LC_COLLATE 'C' LC_CTYPE 'C'"
                 )
         return {"dbname": name, **arguments}
+
+    def dump(self, database: Mapping[str, Any], dump: Path, *options: str) -> None:
+        """Back a database up with `pg_dump`. `options` may leave tables out."""
+        self._run("pg_dump", database, "--format=custom", f"--file={dump}", *options)
+
+    def restore(self, database: Mapping[str, Any], dump: Path) -> None:
+        """Replace all tables that a dump has with `pg_restore`, and leave others alone."""
+        options = ("--clean", "--if-exists", "--single-transaction", "--exit-on-error")
+        self._run("pg_restore", database, *options, str(dump))
+
+    def _run(self, program: str, database: Mapping[str, Any], *arguments: str) -> None:
+        command = [str(self._binaries / program), "--host", database["host"]]
+        command += ["--port", str(database["port"]), "--username", database["user"]]
+        command += ["--dbname", database["dbname"], *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{program} failed:\n{done.stderr[-8000:]}")
+
+    @contextlib.contextmanager
+    def failing_over(self) -> Iterator[None]:
+        """Lose what is stored within this context: afterwards an older copy takes over."""
+        data, copy = self._directory / "data", self._directory / "copy"
+        self.go_away()
+        # PostgreSQL starts on its own user's files only.
+        subprocess.run(["cp", "--archive", data, copy], check=True)
+        self.come_back()
+        yield
+        self.go_away()
+        shutil.rmtree(data)
+        copy.rename(data)
+        self.come_back()
 
     def stop(self) -> None:
         """End the server, and remove everything it kept."""

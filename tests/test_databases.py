@@ -4,16 +4,19 @@ import contextlib
 import shutil
 import sqlite3
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from harness.client import Client
+from harness.client import Client, MatrixError
 from harness.homeserver import Homeserver
 from harness.postgres import PostgresServer
 from harness.wait import eventually
 from tests.federation import purge_room
 from tests.support import (
+    HOUR_MS,
     MakeHomeserver,
     follow_until_seen,
     is_recorded,
@@ -21,6 +24,7 @@ from tests.support import (
     section_ids,
     send_plain,
     send_sticky,
+    unique,
 )
 
 pytestmark = pytest.mark.slow
@@ -164,6 +168,74 @@ def test_a_database_that_is_set_back_while_synapse_runs(make_homeserver: MakeHom
     sent += send_sticky(alice, room, 2)
     eventually(lambda: set(section_ids(bob, room)).issuperset(sent), what="events after that")
     assert homeserver.log().count("Restart Synapse") == 1
+
+
+def send_patiently(client: Client, room: str, count: int) -> list[str]:
+    """Send sticky events to a Synapse that still notices which of its connections are lost."""
+
+    def send(transaction: str) -> str | None:
+        try:
+            return client.send(room, sticky_ms=HOUR_MS, txn_id=transaction)
+        except MatrixError:
+            return None
+
+    transactions = [unique() for _ in range(count)]
+    return [eventually(partial(send, transaction), 20) for transaction in transactions]
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server of one test alone, which it may stop."""
+    with PostgresServer() as server:
+        yield server
+
+
+def assert_section_everywhere(user: Client, room: str, wanted: list[str]) -> None:
+    """Every reader shows these sticky events, in this order, once it knows of them."""
+    for url in user.homeserver.client_urls:
+        reader = user.via(url)
+        eventually(lambda reader=reader: section_ids(reader, room) == wanted)  # type: ignore[misc]
+
+
+# C1, C9
+def test_workers_whose_database_is_set_back(
+    make_homeserver: MakeHomeserver, own_postgres: PostgresServer, tmp_path: Path
+) -> None:
+    """By a dump without the module's tables, while stopped; then by a failover while running."""
+    database = own_postgres.create_database()
+    homeserver = make_homeserver(
+        "workers", database=database, module_config={"cleanup_interval": "1s"}
+    )
+    homeserver.start()
+    alice, bob = homeserver.register(), homeserver.register()
+    room = alice.create_room(preset="public_chat")
+    bob.join(room)
+    before = send_sticky(alice, room, 2)
+    dump = tmp_path / "dump"
+    own_postgres.dump(database, dump, "--exclude-table=synapse_sticky_*")
+    lost = send_sticky(alice, room, 3)
+    send_plain(alice, room, 20)
+    since = follow_until_seen(bob, room, before + lost).next_batch
+
+    homeserver.stop()
+    own_postgres.restore(database, dump)
+    homeserver.start()
+    sent = before + send_sticky(alice, room, 2)
+    assert_section_everywhere(bob, room, sent)
+    # Whoever has read beyond is not kept from what comes.
+    since = follow_until_seen(bob, room, sent[2:], since).next_batch
+    assert homeserver.log().count(RESTORED) == 1
+
+    carol = homeserver.register()
+    other = carol.create_room()
+    with own_postgres.failing_over():
+        lost = send_patiently(carol, other, 20)
+        eventually(lambda: is_recorded(homeserver, lost[-1]), what="the events that get lost")
+    for _ in range(3):
+        sent += send_patiently(alice, room, 1)
+        assert_section_everywhere(bob, room, sent)
+    follow_until_seen(bob, room, sent[4:], since)
+    assert homeserver.log().count("was set back while Synapse was running") == 1
 
 
 # C3
