@@ -2,7 +2,8 @@
 """Runs Synapse's own tests with the module, and those that fail once more without it.
 
 In every homeserver that a test makes, the module is loaded with its default configuration. What
-fails only with the module is listed at the end, with the reason if that is on purpose.
+fails only with the module is listed at the end, with the reason if that is on purpose. The tests
+use SQLite, and those that cannot, which are the ones of several processes, PostgreSQL.
 """
 
 import argparse
@@ -13,11 +14,13 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from upstream.known import reason_of
+from harness.postgres import PostgresServer
+from upstream.known import KNOWN
 from upstream.source import get_tests
 
 _ROOT: Final = Path(__file__).parent.parent
@@ -31,11 +34,19 @@ class Run:
         outcomes: of each test that has ended.
     """
 
-    def __init__(self, directory: Path, source: Path, mode: str, shares: list[list[str]]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        source: Path,
+        mode: str,
+        shares: list[list[str]],
+        environment: Mapping[str, str],
+    ) -> None:
         self.outcomes: dict[str, str] = {}
         self._directory = directory
         self._source = source
         self._mode = mode
+        self._environment = environment
         self._shares = [share for share in shares if share]
         self._start = time.monotonic()
         self._told = 0.0
@@ -63,7 +74,11 @@ class Run:
             process = subprocess.Popen(
                 [sys.executable, "-m", "upstream.trial", self._mode, *names],
                 cwd=directory,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+                env={
+                    **os.environ,
+                    **self._environment,
+                    "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+                },
                 stdout=subprocess.PIPE,
                 stderr=tracebacks,
                 text=True,
@@ -129,25 +144,64 @@ def main() -> int:
     if not modules:
         parser.error(f"there are no tests of Synapse's of these names: {arguments.names}")
     directory = arguments.directory.absolute() / f"{synapse}-results"
-    shares = [modules[number::jobs] for number in range(jobs)]
-    outcomes = Run(directory, source, "with", shares).wait()
+    outcomes, without = _compare(directory / "sqlite", source, modules, jobs, {})
+    skipped = [test for test, outcome in outcomes.items() if outcome == "skipped"]
+    if skipped:
+        print(f"{len(skipped)} were skipped: those once more, on PostgreSQL", flush=True)
+        with PostgresServer() as server:
+            environment = {
+                "SYNAPSE_POSTGRES": "1",
+                "SYNAPSE_POSTGRES_USER": "synapse",
+                "SYNAPSE_POSTGRES_HOST": "127.0.0.1",
+                "SYNAPSE_POSTGRES_PORT": str(server.port),
+            }
+            others = _compare(directory / "postgres", source, skipped, jobs, environment)
+        outcomes.update(others[0])
+        without.update(others[1])
+    return conclude(outcomes, without)
+
+
+def _compare(
+    directory: Path, source: Path, names: list[str], jobs: int, environment: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the outcomes with the module, and those without of the tests that fail with it."""
+
+    def run(mode: str, names: list[str]) -> dict[str, str]:
+        shares = [names[number::jobs] for number in range(jobs)]
+        return Run(directory, source, mode, shares, environment).wait()
+
+    outcomes = run("with", names)
     failed = [test for test, outcome in outcomes.items() if outcome == "failed"]
-    shares = [failed[number::jobs] for number in range(jobs)]
-    without = Run(directory, source, "without", shares).wait() if failed else {}
-    return _conclude([test for test in failed if without.get(test) != "failed"], len(failed))
+    return outcomes, run("without", failed) if failed else {}
 
 
-def _conclude(only_with: list[str], failed: int) -> int:
+def conclude(outcomes: Mapping[str, str], without: Mapping[str, str]) -> int:
+    """Say which tests the module changes, and return 0 if all is as it is known.
+
+    Args:
+        outcomes: of all tests, with the module.
+        without: of those that fail with it, without it.
+    """
+    failed = [test for test, outcome in outcomes.items() if outcome == "failed"]
+    only_with = sorted(test for test in failed if without.get(test) != "failed")
+    counts = Counter(outcomes.values())
     print(
-        f"{failed - len(only_with)} fail with and without the module, {len(only_with)} only with:"
+        f"With the module: {counts['passed']} passed, {counts['skipped']} skipped, "
+        f"{len(failed) - len(only_with)} failed as they do without it, {len(only_with)} only with:"
     )
-    unknown = 0
-    for test in sorted(only_with):
-        reason = reason_of(test)
-        unknown += reason is None
-        print(f"  {test}: {reason or 'NOT KNOWN'}")
-    print(f"{unknown} of these for no known reason")
-    return 1 if unknown else 0
+    for test in only_with:
+        print(f"  {test}: {KNOWN.get(test, 'NOT KNOWN')}")
+    unknown = [test for test in only_with if test not in KNOWN]
+    print(f"{len(unknown)} of these for no known reason")
+    wrong = [f"{test}: is listed, and passes" for test in KNOWN if outcomes.get(test) == "passed"]
+    wrong += [
+        f"{test}: is listed, and fails without the module too"
+        for test in failed
+        if test in KNOWN and test not in only_with
+    ]
+    for mistake in wrong:
+        print(f"  {mistake}: see upstream/known.py")
+    return 1 if unknown or wrong else 0
 
 
 if __name__ == "__main__":

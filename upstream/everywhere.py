@@ -6,6 +6,7 @@ from typing import Any
 from unittest.mock import Mock
 
 from synapse.server import HomeServer
+from synapse.storage.engines import Sqlite3Engine
 from synapse.storage.types import Cursor
 
 from synapse_sticky import StickyEventsModule
@@ -15,7 +16,7 @@ from synapse_sticky.seams.database import MigrationConnection
 
 def install() -> None:
     """Let each homeserver load the module, as if its configuration said so."""
-    setattr(sticky_module, "MigrationConnection", PooledConnection)  # noqa: B010
+    setattr(sticky_module, "MigrationConnection", connection_of)  # noqa: B010
     setup: Callable[..., Any] = HomeServer.setup
 
     def setup_with_module(hs: HomeServer, *args: Any, **kwargs: Any) -> Any:
@@ -31,8 +32,14 @@ def install() -> None:
     setattr(HomeServer, "setup", setup_with_module)  # noqa: B010
 
 
+def connection_of(hs: HomeServer) -> MigrationConnection:
+    """Return the connection with which the module changes its tables."""
+    engine = hs.get_datastores().main.db_pool.engine
+    return PooledConnection(hs) if isinstance(engine, Sqlite3Engine) else MigrationConnection(hs)
+
+
 class PooledConnection(MigrationConnection):
-    """The connection of the pool, as the only one: the tests' databases are in memory."""
+    """The connection of the pool, as the only one: databases of SQLite's are in memory."""
 
     def __init__(self, hs: HomeServer) -> None:
         # Another connection would find a database of its own.

@@ -11,7 +11,7 @@ MAY_IMPORT = {
     "harness": {"harness"},
     "demo": {"demo", "harness"},
     "benchmarks": {"benchmarks", "harness", "synapse_sticky"},
-    "upstream": {"upstream", "synapse_sticky"},
+    "upstream": {"upstream", "harness", "synapse_sticky"},
     "tests": {"tests", "harness", "synapse_sticky", "upstream"},
 }
 OURS = {*MAY_IMPORT, "synapse_sticky"}

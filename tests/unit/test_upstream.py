@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from upstream.__main__ import modules_of
-from upstream.known import KNOWN, reason_of
+from upstream.__main__ import conclude, modules_of
+from upstream.known import KNOWN
 from upstream.source import source_of
 
 ROOT = Path(__file__).parents[2]
@@ -92,7 +92,34 @@ def test_the_source_of_a_release() -> None:
 def test_what_fails_on_purpose_is_documented() -> None:
     page = (ROOT / "docs/compatibility.md").read_text(encoding="utf-8")
     for name in KNOWN:
-        assert reason_of(f"{name}x") == KNOWN[name]
-        *_, last = name.rstrip(".").split(".")
-        assert last in page
-    assert reason_of("tests.push.test_rules.Rules.test_good") is None
+        *_, case, test = name.split(".")
+        assert f"`{case}`" in page
+        assert f"`{test}`" in page
+
+
+A, B = list(KNOWN)[:2]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "without", "status", "line"),
+    [
+        ({"x": "passed", "y": "skipped"}, {}, 0, "0 of these for no known reason"),
+        ({"x": "failed"}, {"x": "failed"}, 0, "1 failed as they do without it, 0 only with"),
+        ({"x": "failed"}, {"x": "passed"}, 1, "x: NOT KNOWN"),
+        # One that begins like a known one is not known.
+        ({f"{A}_too": "failed"}, {}, 1, f"{A}_too: NOT KNOWN"),
+        ({A: "failed", B: "failed"}, {A: "passed", B: "passed"}, 0, f"{A}: {KNOWN[A]}"),
+        ({A: "failed", B: "skipped"}, {A: "passed"}, 0, f"{A}: {KNOWN[A]}"),
+        ({A: "failed", B: "passed"}, {A: "passed"}, 1, f"{B}: is listed, and passes"),
+        ({A: "failed"}, {A: "failed"}, 1, f"{A}: is listed, and fails without the module too"),
+    ],
+)
+def test_conclusion(
+    outcomes: dict[str, str],
+    without: dict[str, str],
+    status: int,
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert conclude(outcomes, without) == status
+    assert line in capsys.readouterr().out
