@@ -5,6 +5,7 @@ import threading
 import time
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +24,7 @@ from tests.support import (
     MakeHomeserver,
     follow,
     follow_until_seen,
+    is_recorded,
     is_stored,
     now_ms,
     remaining_ms,
@@ -310,6 +312,52 @@ def test_former_outlier_is_delivered(
     alice.messages(room, limit=50)
     eventually(lambda: not homeserver.query(outlier, join.event_id)[0][0], what="its acceptance")
     eventually(lambda: section_ids(alice, room) == [join.event_id])
+
+
+# K1, K3
+@pytest.mark.deployments("sqlite", "workers")
+def test_events_that_are_judged_again_after_a_faster_join(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """What was rejected is delivered once Synapse has accepted it, and the other way round."""
+    room = remote.create_room("carol")
+    carol, dave, mike = (remote.user_id(name) for name in ("carol", "dave", "mike"))
+    for user in (dave, mike):
+        join = {"membership": "join"}
+        remote.remember(remote.create_event(room, "m.room.member", join, user, user))
+    levels = {"users": {carol: 100, mike: 50}}
+    remote.remember(remote.create_event(room, "m.room.power_levels", levels, carol, ""))
+    state = dict(remote.rooms[room].state)
+    # Who joins is not told that mike may not ban anybody any more.
+    banned = {"membership": "ban"}
+    remote.remember(remote.create_event(room, "m.room.member", banned, carol, mike))
+    remote.omits_members = True
+    remote.tells_state.clear()
+    alice.join(room, via=[remote.server_name])
+    try:
+        slots = [("m.room.create", ""), ("m.room.power_levels", ""), ("m.room.member", mike)]
+        of_mike = [state[slot] for slot in slots]
+        of_dave = [*of_mike[:2], state["m.room.member", dave]]
+        ban = remote.create_event(
+            room, "m.room.member", banned, mike, dave, auth_events=[*of_mike, of_dave[-1]]
+        )
+        remote.send(ban)
+        accepted = remote.send_event(room, mike, auth_events=of_mike, **sticky())
+        rejected = remote.send_event(room, dave, auth_events=of_dave, **sticky())
+        eventually(lambda: is_recorded(homeserver, accepted.event_id), 20, "mike's event")
+        eventually(lambda: is_stored(homeserver, rejected), 20, "dave's event")
+        assert is_rejected(homeserver, rejected)
+        assert not is_rejected(homeserver, accepted)
+    finally:
+        remote.tells_state.set()
+    eventually(lambda: is_rejected(homeserver, accepted), 30, "the end of the join")
+    eventually(lambda: section_ids(alice, room) == [rejected.event_id], 20, "the other event")
+
+
+def is_rejected(homeserver: Homeserver, event: Event) -> bool:
+    """Whether Synapse has rejected an event that it has."""
+    reason = "SELECT rejection_reason FROM events WHERE event_id = ?"
+    return homeserver.query(reason, event.event_id) != [(None,)]
 
 
 # K1

@@ -1,17 +1,22 @@
 """What was purged and comes again is new: nothing that is left of it stands in its way."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from harness.client import Client, quote
+from harness.event_format import Event
 from harness.homeserver import Homeserver
 from harness.remote import RemoteServer
 from harness.wait import eventually
 from tests.federation import purge_room
 from tests.support import (
     NO_TIMELINE,
+    MakeHomeserver,
     follow,
     follow_until_seen,
     ids,
+    is_recorded,
     is_stored,
     reasons,
     section_ids,
@@ -30,6 +35,25 @@ def start_room(remote: RemoteServer, *members: Client) -> str:
     return room
 
 
+def assert_comes_again(
+    remote: RemoteServer, room: str, sent: Sequence[Event], alice: Client, bob: Client
+) -> None:
+    """The sticky events of a room that is gone come again to those who join it again."""
+    wanted = sorted(event.event_id for event in sent)
+    since = alice.sync(filter=NO_TIMELINE)["next_batch"]
+    for user in (alice, bob):
+        user.join(room, via=[remote.server_name])
+    since = alice.sync(since, filter=NO_TIMELINE)["next_batch"]
+    for event in sent:
+        remote.send(event)
+        eventually(lambda event=event: is_stored(alice.homeserver, event))  # type: ignore[misc]
+    followed = follow(
+        alice, since, until=lambda f: set(wanted) <= set(f.sticky(room)), filter=NO_TIMELINE
+    )
+    assert sorted(followed.sticky(room)) == wanted
+    eventually(lambda: sorted(section_ids(bob, room)) == wanted)
+
+
 # C1, C3
 @pytest.mark.deployments("sqlite", "workers")
 def test_a_room_that_is_purged_and_joined_again(
@@ -43,18 +67,33 @@ def test_a_room_that_is_purged_and_joined_again(
     wanted = [event.event_id for event in sent]
     eventually(lambda: section_ids(alice, room) == wanted, what="the events")
     purge_room(homeserver, admin, room)
-    since = alice.sync(filter=NO_TIMELINE)["next_batch"]
-    for user in (alice, bob):
-        user.join(room, via=[remote.server_name])
-    since = alice.sync(since, filter=NO_TIMELINE)["next_batch"]
-    for event in sent:
-        remote.send(event)
-        eventually(lambda event=event: is_stored(homeserver, event))  # type: ignore[misc]
-    followed = follow(
-        alice, since, until=lambda f: set(f.sticky(room)) == set(wanted), filter=NO_TIMELINE
+    assert_comes_again(remote, room, sent, alice, bob)
+
+
+# C1, C3
+def test_a_room_that_is_forgotten_and_joined_again(
+    make_homeserver: MakeHomeserver, remote: RemoteServer
+) -> None:
+    """Synapse purges it once all of its users have left and forgotten it."""
+    homeserver = make_homeserver(
+        "sqlite", federation=True, extra_config={"forgotten_room_retention_period": 1}
     )
-    assert sorted(followed.sticky(room)) == sorted(wanted)
-    eventually(lambda: set(section_ids(bob, room)) == set(wanted))
+    homeserver.start()
+    admin = homeserver.register(admin=True)
+    alice, bob = homeserver.register(), homeserver.register()
+    room = start_room(remote, alice, bob)
+    sent = [remote.send_event(room, remote.user_id("carol"), **sticky()) for _ in range(5)]
+    wanted = [event.event_id for event in sent]
+    eventually(lambda: section_ids(alice, room) == wanted, what="the events")
+    for user in (alice, bob):
+        user.leave(room)
+        user.request("POST", f"/_matrix/client/v3/rooms/{quote(room)}/forget", json={})
+    # Synapse looks once a minute at what it is to do, or at once if there is more to do.
+    purge_room(homeserver, admin, admin.create_room())
+    events = "SELECT 1 FROM events WHERE room_id = ?"
+    eventually(lambda: not homeserver.query(events, room), what="the purge")
+    assert is_recorded(homeserver, wanted[0])
+    assert_comes_again(remote, room, sent, alice, bob)
 
 
 # K1
