@@ -101,7 +101,7 @@ def tests_on(session: nox.Session) -> None:
 def test_upstream(session: nox.Session) -> None:
     """Run Synapse's own tests with the module: the first argument is the version of Synapse."""
     synapse, *arguments = session.posargs or [NEWEST]
-    # For what psycopg2 is compiled with: the tests want everything that Synapse can do with.
+    # For psycopg2, which is compiled, and for the tests of several processes.
     _install_servers(session)
     _install(session, *_synapse(synapse, "all,test"), ".")
     session.run("python", "-m", "upstream", *arguments, interrupt_timeout=PATIENCE_S)
