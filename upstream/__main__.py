@@ -88,8 +88,8 @@ class Run:
                 self._note(line)
         if process.wait():
             # Of tests that it did not come to nothing is known.
-            self.outcomes[f"process {number}"] = "failed"
-            print(f"Process {number} has broken off: see {directory}", flush=True)
+            self.outcomes[f"process in {directory}"] = "broken off"
+            print(f"A process has broken off: see {directory}", flush=True)
 
     def _note(self, line: str) -> None:
         outcome, _, test = line.strip().partition(" ")
@@ -201,7 +201,9 @@ def conclude(outcomes: Mapping[str, str], without: Mapping[str, str]) -> int:
     ]
     for mistake in wrong:
         print(f"  {mistake}: see upstream/known.py")
-    return 1 if unknown or wrong else 0
+    if counts["broken off"]:
+        print(f"{counts['broken off']} processes have broken off, and have not run all their tests")
+    return 1 if unknown or wrong or counts["broken off"] else 0
 
 
 if __name__ == "__main__":

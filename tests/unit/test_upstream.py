@@ -104,6 +104,7 @@ A, B = list(KNOWN)[:2]
     ("outcomes", "without", "status", "line"),
     [
         ({"x": "passed", "y": "skipped"}, {}, 0, "0 of these for no known reason"),
+        ({"x": "passed", "process": "broken off"}, {}, 1, "1 processes have broken off"),
         ({"x": "failed"}, {"x": "failed"}, 0, "1 failed as they do without it, 0 only with"),
         ({"x": "failed"}, {"x": "passed"}, 1, "x: NOT KNOWN"),
         # One that begins like a known one is not known.
