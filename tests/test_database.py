@@ -33,13 +33,6 @@ AWAY_S = 12
 POOL = 20
 
 
-@pytest.fixture
-def own_postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL server of one test alone, which it may stop."""
-    with PostgresServer() as server:
-        yield server
-
-
 def ours_in(log: str) -> list[str]:
     """The entries of a log that are the module's, or about errors in its work."""
     entries = re.split(r"^(?=\d{4}-\d\d-\d\d \d\d:)", log, flags=re.MULTILINE)

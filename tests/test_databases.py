@@ -4,9 +4,10 @@ import contextlib
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -28,6 +29,8 @@ from tests.support import (
 )
 
 pytestmark = pytest.mark.slow
+
+Result = TypeVar("Result")
 
 RESTORED = "was restored"
 POSITION = "SELECT position FROM synapse_sticky_events WHERE event_id = ?"
@@ -170,31 +173,31 @@ def test_a_database_that_is_set_back_while_synapse_runs(make_homeserver: MakeHom
     assert homeserver.log().count("Restart Synapse") == 1
 
 
-def send_patiently(client: Client, room: str, count: int) -> list[str]:
-    """Send sticky events to a Synapse that still notices which of its connections are lost."""
+def patiently(request: Callable[[], Result]) -> Result:
+    """Ask a Synapse that still notices which of its connections are lost."""
 
-    def send(transaction: str) -> str | None:
+    def ask() -> Result | None:
         try:
-            return client.send(room, sticky_ms=HOUR_MS, txn_id=transaction)
+            return request()
         except MatrixError:
             return None
 
-    transactions = [unique() for _ in range(count)]
-    return [eventually(partial(send, transaction), 20) for transaction in transactions]
+    return eventually(ask, 20, "Synapse, with its database")
 
 
-@pytest.fixture
-def own_postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL server of one test alone, which it may stop."""
-    with PostgresServer() as server:
-        yield server
+def send_patiently(client: Client, room: str, count: int) -> list[str]:
+    """Send sticky events, each once."""
+    return [
+        patiently(partial(client.send, room, sticky_ms=HOUR_MS, txn_id=unique()))
+        for _ in range(count)
+    ]
 
 
 def assert_section_everywhere(user: Client, room: str, wanted: list[str]) -> None:
     """Every reader shows these sticky events, in this order, once it knows of them."""
     for url in user.homeserver.client_urls:
-        reader = user.via(url)
-        eventually(lambda reader=reader: section_ids(reader, room) == wanted)  # type: ignore[misc]
+        section = partial(section_ids, user.via(url), room)
+        eventually(lambda section=section: patiently(section) == wanted)  # type: ignore[misc]
 
 
 # C1, C9
@@ -234,7 +237,7 @@ def test_workers_whose_database_is_set_back(
     for _ in range(3):
         sent += send_patiently(alice, room, 1)
         assert_section_everywhere(bob, room, sent)
-    follow_until_seen(bob, room, sent[4:], since)
+    patiently(lambda: follow_until_seen(bob, room, sent[4:], since))
     assert homeserver.log().count("was set back while Synapse was running") == 1
 
 
