@@ -134,7 +134,7 @@ def install(
     """Make the homeserver build a ``/sync`` that has sections.
 
     Args:
-        live_among: of the index.
+        live_among: that of the index.
         limit: how many sticky events one response carries at most.
     """
     handler = partial(StickySyncHandler, delivery=delivery, retries=retries, limit=limit)

@@ -58,7 +58,7 @@ def lift_history_visibility(hs: HomeServer, live_among: LiveAmong) -> None:
     """Wrap Synapse's filter for clients.
 
     Args:
-        live_among: of the index.
+        live_among: that of the index.
     """
     require(
         visibility, _FUNCTION, "storage", "user_id", "events", "is_peeking", "always_include_ids"
@@ -217,7 +217,7 @@ def lift_history_visibility_for_servers(
     """Wrap Synapse's filter of events that other servers ask for.
 
     Args:
-        live_among: of the index.
+        live_among: that of the index.
     """
     require(
         visibility,
