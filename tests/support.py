@@ -283,6 +283,22 @@ def send_sticky(client: Client, room_id: str, count: int = 1, **arguments: Any) 
     return [client.send(room_id, **arguments) for _ in range(count)]
 
 
+def until_refused(homeserver: Homeserver, client: Client, room_id: str) -> None:
+    """Wait until no process lets a user send sticky events to a room."""
+
+    def is_refused(via: Client) -> bool:
+        try:
+            # One that was let through must not count later.
+            send_sticky(via, room_id, sticky_ms=1)
+        except MatrixError as error:
+            return error.status == 403
+        return False
+
+    for url in homeserver.client_urls:
+        via = client.via(url)
+        eventually(lambda v=via: is_refused(v), what=f"the refusal at {url}")  # type: ignore[misc]
+
+
 def within_a_second(holds: Callable[[], object], what: str) -> None:
     """Wait until something holds, for all who ask a second after this call, or later.
 

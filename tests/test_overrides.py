@@ -17,6 +17,7 @@ from tests.support import (
     send_sticky,
     sticky,
     switch,
+    until_refused,
     wait_for_readers,
 )
 
@@ -53,13 +54,6 @@ def shows(homeserver: Homeserver, reader: Client, room: str, expected: list[str]
         eventually(lambda v=via: section_ids(v, room) == expected, 30, f"{expected} at {url}")  # type: ignore[misc]
 
 
-def until_refused(homeserver: Homeserver, client: Client, room: str) -> None:
-    """Wait until no process lets a user send sticky events to a room."""
-    for url in homeserver.client_urls:
-        via = client.via(url)
-        eventually(lambda v=via: _is_refused(v, room), what=f"the refusal at {url}")  # type: ignore[misc]
-
-
 def _send_if_allowed(client: Client, room: str) -> list[str]:
     try:
         return send_sticky(client, room)
@@ -67,15 +61,6 @@ def _send_if_allowed(client: Client, room: str) -> list[str]:
         if error.status != 403:
             raise
         return []
-
-
-def _is_refused(client: Client, room: str) -> bool:
-    try:
-        # One that was let through must not count later.
-        send_sticky(client, room, sticky_ms=1)
-    except MatrixError as error:
-        return error.status == 403
-    return False
 
 
 def test_a_room(

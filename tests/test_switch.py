@@ -26,6 +26,7 @@ from tests.support import (
     sticky,
     sticky_in,
     switch,
+    until_refused,
     wait_for_readers,
 )
 
@@ -45,22 +46,6 @@ def make_admin(admin: Client, room: str, user_id: str) -> None:
     """Give a user the power to switch."""
     (levels,) = [e["content"] for e in admin.state(room) if e["type"] == LEVELS]
     admin.send_state(room, LEVELS, {**levels, "users": {**levels["users"], user_id: 100}})
-
-
-def until_switched_off(homeserver: Homeserver, client: Client, room: str) -> None:
-    """Wait until no process lets a user send sticky events to a room."""
-
-    def is_refused(reader: Client) -> bool:
-        try:
-            # One that was let through must not count later.
-            send_sticky(reader, room, sticky_ms=1)
-        except MatrixError as error:
-            return error.status == 403
-        return False
-
-    for url in homeserver.client_urls:
-        reader = client.via(url)
-        eventually(lambda r=reader: is_refused(r), what=f"the refusal at {url}")  # type: ignore[misc]
 
 
 def test_off_and_on_again(homeserver: Homeserver, alice: Client, bob: Client, room: str) -> None:
@@ -166,7 +151,7 @@ def test_a_state_reset_that_brings_older_settings_back(
     eventually(lambda: settings_in(alice, room) == [{"enabled": False}], 30, "the reset")
     eventually(lambda: section_ids(bob, room) == [], 30, "nothing")
     assert [reasons(homeserver, event_id) for event_id in (mine, theirs)] == [["switched_off"]] * 2
-    until_switched_off(homeserver, alice, room)
+    until_refused(homeserver, alice, room)
     for url in homeserver.client_urls:
         with pytest.raises(MatrixError, match="admins of this room") as caught:
             send_sticky(alice.via(url), room)
@@ -195,7 +180,7 @@ def test_settings_that_come_during_a_join(
     sent = remote.send_event(room, carol, **sticky()).event_id
     eventually(lambda: reasons(homeserver, sent) == ["switched_off"], 30, "held")
     eventually(lambda: settings_in(alice, room) == [{"enabled": False}], 30, "the settings")
-    until_switched_off(homeserver, alice, room)
+    until_refused(homeserver, alice, room)
     with pytest.raises(MatrixError, match="admins of this room"):
         send_sticky(alice, room)
     remote.send_event(room, carol, {}, SETTINGS, state_key="")
@@ -224,7 +209,7 @@ def test_settings_that_come_during_a_faster_join(
         eventually(lambda: reasons(homeserver, sent[0]) == ["switched_off"], 30, "held")
         sent.append(remote.send_event(room, carol, **sticky()).event_id)
         eventually(lambda: reasons(homeserver, sent[1]) == ["switched_off"], 30, "held")
-        until_switched_off(homeserver, alice, room)
+        until_refused(homeserver, alice, room)
         with pytest.raises(MatrixError, match="admins of this room"):
             send_sticky(alice, room)
         for url in homeserver.client_urls:
