@@ -104,6 +104,8 @@ class RemoteServer:
         self.most_transactions_at_once = 0
         self._transactions_now = 0
         self._events: dict[str, Event] = {}
+        # In which order it learnt of them.
+        self._numbers: dict[str, int] = {}
         self._state_before: dict[str, State] = {}
         self._referenced: set[str] = set()
         self._received: list[Event] = []
@@ -301,11 +303,11 @@ class RemoteServer:
                 room.destinations.append(destination)
             for pdu in answer["auth_chain"]:
                 event = event_from_pdu(version, pdu)
-                self._events[event.event_id] = event
+                self._learn(event)
             room.state = {}
             for pdu in answer["state"]:
                 event = event_from_pdu(version, pdu)
-                self._events[event.event_id] = event
+                self._learn(event)
                 assert event.state_slot is not None
                 room.state[event.state_slot] = event
             # What was known from an earlier stay is long behind.
@@ -453,7 +455,7 @@ class RemoteServer:
         with self._changed:
             room = self.rooms.get(event.room_id)
             known = event.event_id in self._events
-            self._events[event.event_id] = event
+            self._learn(event)
             if known or room is None:
                 return
             if event.event_id not in self._state_before:
@@ -467,15 +469,28 @@ class RemoteServer:
                 room.state[event.state_slot] = event
 
     def _state_after(self, room: Room, previous: Iterable[Event | str]) -> State:
-        """The state after some events, as far as it is known; else the newest state."""
+        """The state after some events, as far as it is known; else the newest state.
+
+        Where they differ, it is the event that this server has known for the shortest time.
+        """
         state: State = {}
         for event in previous:
             if isinstance(event, str) or event.event_id not in self._state_before:
                 return dict(room.state)
-            state.update(self._state_before[event.event_id])
+            after = dict(self._state_before[event.event_id])
             if event.state_slot is not None:
-                state[event.state_slot] = event
+                after[event.state_slot] = event
+            for slot, other in after.items():
+                state[slot] = max(state.get(slot, other), other, key=self._number)
         return state
+
+    def _learn(self, event: Event) -> None:
+        self._events[event.event_id] = event
+        self._numbers.setdefault(event.event_id, len(self._numbers))
+
+    def _number(self, event: Event) -> int:
+        """How many events this server knew when it learnt of this one."""
+        return self._numbers[event.event_id]
 
     def _auth_chain(self, events: Iterable[Event]) -> list[Event]:
         """The auth events of events, the auth events of those, and so on."""
