@@ -24,15 +24,7 @@ FOR_OLDER_RELEASES = ["txredisapi<1.6"]
 
 # What the oldest Synapse runs by default. `make test-all` runs everything there.
 # On workers, where processes tell each other most.
-OLDEST_ON_WORKERS = [
-    "test_federated_events",
-    "test_first_start",
-    "test_lost_messages",
-    "test_overrides",
-    "test_rechecks",
-    "test_startup",
-    "test_switch",
-]
+OLDEST_ON_WORKERS = ["test_federated_events", "test_sync"]
 # Of the tests in `unit`, those that look into Synapse.
 OLDEST_IN_UNIT = [
     "test_config",
@@ -42,8 +34,8 @@ OLDEST_IN_UNIT = [
     "test_own_implementation",
     "test_sharing",
 ]
-# What is much work, and of our own making.
-NOT_ON_OLDEST = ["test_flood", "test_six_senders_lose_nothing"]
+# Others say by a mark that they say nothing of Synapse.
+OLDEST_BY_MARK = "not any_synapse"
 
 JAVASCRIPT = "tests/javascript"
 
@@ -81,10 +73,9 @@ def tests(session: nox.Session, synapse: str) -> None:
                 [
                     f"(not workers or {' or '.join(OLDEST_ON_WORKERS)})",
                     f"(not unit or {' or '.join(OLDEST_IN_UNIT)})",
-                    *(f"not {name}" for name in NOT_ON_OLDEST),
                 ]
             )
-            arguments = ["--kills=5", "-k", selected, *arguments]
+            arguments = ["--kills=5", "-k", selected, "-m", OLDEST_BY_MARK, *arguments]
     _run_suite(session, synapse, arguments)
 
 

@@ -86,8 +86,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _only_repeats(item: pytest.Item) -> bool:
     callspec: Any = getattr(item, "callspec", None)
-    deployment = callspec.params.get("deployment") if callspec is not None else None
-    return any(deployment in marker.args for marker in item.iter_markers("repeats"))
+    parameters = callspec.params if callspec is not None else {}
+    kinds = {parameters.get("deployment"), parameters.get("kind")}
+    return any(kinds & set(marker.args) for marker in item.iter_markers("repeats"))
 
 
 @pytest.hookimpl(optionalhook=True)

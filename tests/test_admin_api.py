@@ -230,6 +230,7 @@ def test_held_events(
 
 
 # A1
+@pytest.mark.repeats("workers")
 def test_a_room_that_was_purged(homeserver: Homeserver, admin: Client, alice: Client) -> None:
     """It is shown as long as there is anything left of it."""
     room = alice.create_room()
@@ -320,6 +321,7 @@ def test_settings_of_a_room(admin: Client, alice: Client) -> None:
 
 # A4
 @pytest.mark.parametrize("room_id", [ROOM_V12, "!a/b?c%&:elsewhere.example:8448", "!:[::1]"])
+@pytest.mark.repeats("workers")
 def test_settings_of_rooms_that_are_not_known(admin: Client, room_id: str) -> None:
     """Any room can be decided on, also before the server is in it."""
     path = room_path(room_id, "/settings")
@@ -335,6 +337,7 @@ def test_settings_of_rooms_that_are_not_known(admin: Client, room_id: str) -> No
 
 # A6
 @pytest.mark.parametrize("kind", ["users", "servers"])
+@pytest.mark.repeats("workers")
 def test_blocks(homeserver: Homeserver, admin: Client, kind: str) -> None:
     """A user or a server, known or not, is blocked with a reason and an end, or without."""
     subject = f"@{unique()}:{homeserver.server_name}" if kind == "users" else unique("server")
@@ -395,6 +398,7 @@ def test_wrong_bodies(admin: Client, body: Any, code: str, field: str) -> None:
     assert get(admin, path)["enabled"] is True
 
 
+@pytest.mark.repeats("workers")
 def test_bodies_of_rooms_and_no_json(admin: Client) -> None:
     """A room has neither a reason nor an end, and a body is JSON."""
     path = room_path(ROOM_V12, "/settings")
@@ -433,6 +437,7 @@ def test_nonsense_ids(homeserver: Homeserver, admin: Client, path: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["from", "limit"])
+@pytest.mark.repeats("workers")
 def test_paging_parameters(admin: Client, name: str) -> None:
     """Those of no sense are refused, and the largest numbers do no harm."""
     room = admin.create_room()
@@ -445,6 +450,7 @@ def test_paging_parameters(admin: Client, name: str) -> None:
         assert get(admin, path, **{name: 0})["total"] >= 0
 
 
+@pytest.mark.repeats("workers")
 def test_changes_are_logged(homeserver: Homeserver, admin: Client) -> None:
     """Who decided is in the log, with the decision."""
     before = homeserver.log_position()
@@ -456,6 +462,7 @@ def test_changes_are_logged(homeserver: Homeserver, admin: Client) -> None:
     assert "so be it" in line
 
 
+@pytest.mark.repeats("workers")
 def test_a_room_id_with_the_end_of_a_line(homeserver: Homeserver, admin: Client) -> None:
     """Other servers choose such IDs: the room is decided on, and the log has one line of it."""
     room = f"!{unique()}\u2028a\u0085b\r\nc:evil.example"
@@ -501,6 +508,7 @@ def test_changes_at_the_same_time(homeserver: Homeserver, admin: Client) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.any_synapse
 def test_decisions_survive(make_homeserver: MakeHomeserver) -> None:
     """A decision that was answered is kept, even if the server is killed right after it."""
     homeserver = make_homeserver("sqlite")
@@ -550,6 +558,7 @@ def test_tokens_that_ended(homeserver: Homeserver) -> None:
         assert refusal(lambda c=client: get(c, "status")) == (401, "M_UNKNOWN_TOKEN")  # type: ignore[misc]
 
 
+@pytest.mark.repeats("workers")
 def test_paths_and_methods(homeserver: Homeserver, admin: Client) -> None:
     """Unknown ones are told apart, and browsers may ask from elsewhere."""
     for path in ("", "nothing", "rooms/", "rooms//settings", "rooms/!a:b/settings/more", "room"):
@@ -642,6 +651,8 @@ def test_tokens_of_an_authentication_service(
 
 # A1, F1
 @pytest.mark.slow
+@pytest.mark.any_synapse
+@pytest.mark.repeats("workers")
 def test_servers_that_are_owed(
     homeserver: Homeserver, admin: Client, alice: Client, remote: RemoteServer
 ) -> None:
@@ -813,6 +824,7 @@ def test_the_examples(homeserver: Homeserver, admin: Client, alice: Client) -> N
         assert any(m == method and re.fullmatch(pattern, p) for m, p in used), (method, path)
 
 
+@pytest.mark.repeats("workers")
 def test_the_document(homeserver: Homeserver) -> None:
     """It is served to anybody, and describes the endpoints that there are."""
     response = homeserver.http.get(f"{homeserver.main_url}{API}/openapi.json")
@@ -833,6 +845,7 @@ def test_the_document(homeserver: Homeserver) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["positive", "negative"])
+@pytest.mark.any_synapse
 def test_whatever_the_document_allows(
     make_homeserver: MakeHomeserver, tmp_path: Path, mode: str
 ) -> None:

@@ -13,7 +13,11 @@ from tests.support import HOUR_MS, MakeHomeserver, is_recorded, now_ms, section_
 MANY = 20_000
 API = "/_synapse/client/synapse_sticky/admin/v1"
 LIVE = "SELECT COUNT(*) FROM synapse_sticky_events WHERE room_id = ? AND position IS NOT NULL"
-pytestmark = [pytest.mark.slow, pytest.mark.deployments("sqlite")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.deployments("sqlite"),
+    pytest.mark.any_synapse,
+]
 
 
 def seeded(

@@ -131,6 +131,7 @@ def test_a_room_that_is_off(homeserver: Homeserver, alice: Client, bob: Client, 
     assert stored_pdu(homeserver, event_id)[EVENT_KEY] == {"duration_ms": HOUR_MS}
 
 
+@pytest.mark.repeats("workers")
 def test_the_decision_is_taken_back(alice: Client, bob: Client, room: str) -> None:
     # A4: by empty content, and by redacting it
     alice.send_state(room, SETTINGS, OFF)
@@ -168,6 +169,7 @@ def test_a_switch_counts_within_a_second_on_other_processes(
         )
 
 
+@pytest.mark.repeats("workers")
 def test_who_is_not_joined_learns_nothing(
     homeserver: Homeserver, alice: Client, bob: Client, room: str
 ) -> None:
@@ -219,6 +221,7 @@ def test_by_default(make_homeserver: MakeHomeserver, default: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.any_synapse
 def test_by_the_servers_admin(make_homeserver: MakeHomeserver) -> None:
     # A4, A6
     homeserver = make_homeserver()
@@ -310,6 +313,7 @@ def _bodies(client: Client, room: str) -> set[str]:
 # Repeated requests
 
 
+@pytest.mark.repeats("workers")
 def test_a_repeated_request_is_answered_as_before(
     homeserver: Homeserver, alice: Client, bob: Client, room: str
 ) -> None:
@@ -326,6 +330,7 @@ def test_a_repeated_request_is_answered_as_before(
     assert again == delay_id
 
 
+@pytest.mark.repeats("workers")
 def test_a_refused_request_can_be_repeated(alice: Client, bob: Client, room: str) -> None:
     # A4, S4
     txn_id = unique()
@@ -353,6 +358,7 @@ def test_a_request_that_is_repeated_after_a_restart(make_homeserver: MakeHomeser
 # Settings
 
 
+@pytest.mark.repeats("workers")
 def test_malformed_settings_are_refused(
     homeserver: Homeserver, alice: Client, bob: Client, room: str
 ) -> None:
@@ -376,6 +382,7 @@ def test_malformed_settings_are_refused(
     _forbidden(bob, room, BY_ROOM)
 
 
+@pytest.mark.repeats("workers")
 def test_admins_of_the_server_write_them_right_too(homeserver: Homeserver) -> None:
     # A4: some of Synapse's checks do not concern them
     admin = homeserver.register(admin=True)
@@ -383,6 +390,7 @@ def test_admins_of_the_server_write_them_right_too(homeserver: Homeserver) -> No
     _refused(lambda: admin.send_state(room, SETTINGS, {"enabled": 1}), 400, "M_BAD_JSON")
 
 
+@pytest.mark.repeats("workers")
 def test_what_only_looks_like_settings_is_left_alone(alice: Client, room: str) -> None:
     # A4
     alice.send_state(room, SETTINGS, {"enabled": "?"}, "key")
@@ -391,6 +399,7 @@ def test_what_only_looks_like_settings_is_left_alone(alice: Client, room: str) -
     alice.send_state(room, "org.example.settings", {"enabled": "?"})
 
 
+@pytest.mark.repeats("workers")
 def test_settings_need_power(alice: Client, bob: Client, room: str) -> None:
     # A4
     _refused(lambda: bob.send_state(room, SETTINGS, OFF), 403, "M_FORBIDDEN")
@@ -405,6 +414,7 @@ _PAGE = Path(__file__).parent.parent / "docs" / "room-admins.md"
 _COMMANDS = re.compile(r"^```sh\n(.*?)\n```$", re.MULTILINE)
 
 
+@pytest.mark.repeats("workers")
 def test_what_the_page_says(homeserver: Homeserver, alice: Client, bob: Client, room: str) -> None:
     # A4, E5
     switch_off, show, find, remove = _COMMANDS.findall(_PAGE.read_text(encoding="utf-8"))
@@ -447,6 +457,7 @@ def _run(command: str, client: Client, room: str, event_id: str = "") -> Any:
 # New rooms
 
 
+@pytest.mark.repeats("workers")
 def test_settings_of_a_new_room(homeserver: Homeserver, alice: Client) -> None:
     # A4
     query = "SELECT count(*) FROM rooms WHERE creator = ?"
@@ -472,6 +483,7 @@ def test_settings_of_a_new_room(homeserver: Homeserver, alice: Client) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.any_synapse
 def test_configured_settings_of_new_rooms(make_homeserver: MakeHomeserver) -> None:
     # A4
     homeserver = make_homeserver(module_config={"new_rooms": OFF})
@@ -502,6 +514,7 @@ def _upgrade(client: Client, room: str, version: str) -> str:
 
 
 @pytest.mark.parametrize("version", ["11", "12"])
+@pytest.mark.repeats("workers")
 def test_an_upgraded_room_keeps_its_settings(alice: Client, version: str) -> None:
     # A4
     # Other processes may know of the new room a little later.
@@ -520,6 +533,7 @@ def test_an_upgraded_room_keeps_its_settings(alice: Client, version: str) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.any_synapse
 def test_the_admins_decision_follows_an_upgrade(make_homeserver: MakeHomeserver) -> None:
     # A4
     homeserver = make_homeserver(module_config={"new_rooms": ON})
@@ -544,6 +558,7 @@ def test_the_admins_decision_follows_an_upgrade(make_homeserver: MakeHomeserver)
 
 
 @pytest.mark.slow
+@pytest.mark.any_synapse
 def test_the_admins_decision_follows_an_upgrade_elsewhere(
     make_homeserver: MakeHomeserver, remote: RemoteServer
 ) -> None:
@@ -628,6 +643,7 @@ def test_a_sender_above_the_rate(make_homeserver: MakeHomeserver) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.any_synapse
 def test_the_default_rate(make_homeserver: MakeHomeserver) -> None:
     # A3: more at once than a client sends in any call, and not without end
     homeserver = make_homeserver(module_config={"local_rate_limit": {}})
@@ -712,6 +728,7 @@ def test_whom_synapse_exempts(make_homeserver: MakeHomeserver) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.any_synapse
 def test_who_cannot_be_judged_is_let_through(
     make_homeserver: MakeHomeserver, tmp_path: Path
 ) -> None:
@@ -752,6 +769,7 @@ def test_who_cannot_be_judged_is_let_through(
 # Events of others
 
 
+@pytest.mark.repeats("workers")
 def test_events_of_others_pass(homeserver: Homeserver, alice: Client, remote: RemoteServer) -> None:
     # A4, S5: as any event, in full
     room = alice.create_room(preset="public_chat", room_version="10")
@@ -763,6 +781,7 @@ def test_events_of_others_pass(homeserver: Homeserver, alice: Client, remote: Re
     assert _internal_metadata(homeserver, event.event_id).get("soft_failed") is None
 
 
+@pytest.mark.repeats("workers")
 def test_our_own_events_that_come_back_pass(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:

@@ -106,6 +106,7 @@ def test_a_dump_from_before_the_module(make_homeserver: MakeHomeserver) -> None:
 
 # C1, C9
 @pytest.mark.parametrize("started_once", [True, False], ids=["started_once", "never_started"])
+@pytest.mark.any_synapse
 def test_from_sqlite_to_postgres(
     make_homeserver: MakeHomeserver, postgres: PostgresServer, started_once: bool
 ) -> None:

@@ -85,6 +85,7 @@ def _send_into_a_thread(client: Client, room_id: str, sticky_ms: int) -> tuple[s
 # What clients are told
 
 
+@pytest.mark.repeats("workers")
 def test_every_endpoint_tells_the_remaining_time(
     homeserver: Homeserver, alice: Client, bob: Client, room: str
 ) -> None:
@@ -130,6 +131,7 @@ def _stickiness(duration_ms: Any) -> JsonDict:
 
 # From version 5 on the keys of servers must be valid at that time.
 @pytest.mark.parametrize(("version", "ahead_ms"), [("11", 12 * HOUR_MS), ("4", 2**62)])
+@pytest.mark.repeats("workers")
 def test_the_start_is_the_earlier_of_sending_and_receiving(
     homeserver: Homeserver, alice: Client, remote: RemoteServer, version: str, ahead_ms: int
 ) -> None:
@@ -242,6 +244,7 @@ def test_after_expiry_nothing_is_special(
     assert late.sticky(room) == [last]
 
 
+@pytest.mark.repeats("workers")
 def test_an_event_expires_between_two_pages(
     homeserver: Homeserver, alice: Client, bob: Client, room: str
 ) -> None:
@@ -349,6 +352,7 @@ def _sync_until_gone(client: Client, room_id: str, event_id: str, since: str | N
 
 
 @pytest.mark.parametrize("moderated", [False, True], ids=["by the sender", "by a moderator"])
+@pytest.mark.repeats("workers")
 def test_a_redacted_event_is_not_sticky(
     homeserver: Homeserver, alice: Client, bob: Client, room: str, moderated: bool
 ) -> None:
@@ -412,6 +416,7 @@ def test_a_redaction_that_is_not_accepted_changes_nothing(
 
 
 @pytest.mark.parametrize("version", ["1", "11"])
+@pytest.mark.repeats("workers")
 def test_a_redaction_from_elsewhere_that_is_accepted(
     homeserver: Homeserver, alice: Client, bob: Client, remote: RemoteServer, version: str
 ) -> None:

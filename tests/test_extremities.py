@@ -80,6 +80,7 @@ def test_the_answer_is_what_the_next_event_refers_to(
 
 
 # P1
+@pytest.mark.repeats("workers")
 def test_at_most_ten_of_many(homeserver: Homeserver, alice: Client, remote: RemoteServer) -> None:
     """As the next event does, the answer names the ten deepest ones."""
     room = alice.create_room(preset="public_chat")
@@ -162,6 +163,7 @@ def test_servers_that_the_acl_denies(
         "!\0:a",
     ],
 )
+@pytest.mark.repeats("workers")
 def test_rooms_that_are_not_known(
     homeserver: Homeserver, remote: RemoteServer, room_id: str
 ) -> None:
@@ -170,6 +172,7 @@ def test_rooms_that_are_not_known(
 
 
 # P2
+@pytest.mark.repeats("workers")
 def test_only_servers_that_say_who_they_are(
     homeserver: Homeserver, alice: Client, remote: RemoteServer, elsewhere: RemoteServer
 ) -> None:

@@ -28,9 +28,10 @@ def _rooms(members: list[Client], count: int) -> list[str]:
     return room_ids
 
 
-# One process is there with SQLite, and PostgreSQL with the workers.
+# On workers, those whose processes are killed below lose nothing either.
 # C1, C2, C3, C4
-@pytest.mark.repeats("postgres")
+@pytest.mark.repeats("postgres", "workers")
+@pytest.mark.any_synapse
 def test_six_senders_lose_nothing(homeserver: Homeserver) -> None:
     """500 sticky events of six senders reach a reader with a timeline limit of 1, each once."""
     senders, reader = _users(homeserver, 6), Reader(homeserver.register())

@@ -34,6 +34,8 @@ from tests.support import (
     text,
 )
 
+pytestmark = pytest.mark.repeats("postgres")
+
 # What canonical JSON of today's room versions can say.
 json_values = st.recursive(
     st.none()
@@ -56,6 +58,7 @@ def one_reader(client: Client) -> Client:
 
 
 # E2
+@pytest.mark.repeats("workers")
 def test_any_stickiness_is_harmless(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:
@@ -106,6 +109,7 @@ def test_any_stickiness_is_harmless(
 
 
 # E2, E7: what only old room versions allow
+@pytest.mark.repeats("workers")
 def test_numbers_of_any_size(homeserver: Homeserver, alice: Client, remote: RemoteServer) -> None:
     """Numbers beyond 64 bits, and fractions, in durations and times do no harm."""
     alice = one_reader(alice)
@@ -156,6 +160,7 @@ def test_future_events_count_from_receipt(
 
 
 # E1
+@pytest.mark.repeats("workers")
 def test_late_events_count_from_their_time(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:
@@ -174,6 +179,7 @@ def test_late_events_count_from_their_time(
 
 
 # S6
+@pytest.mark.repeats("workers")
 def test_sticky_state_event(homeserver: Homeserver, alice: Client, remote: RemoteServer) -> None:
     """A state event of another server can be sticky like any other."""
     room = alice.create_room(
@@ -185,6 +191,7 @@ def test_sticky_state_event(homeserver: Homeserver, alice: Client, remote: Remot
 
 
 # E5
+@pytest.mark.repeats("workers")
 def test_redaction_before_its_target(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:
@@ -203,6 +210,7 @@ def test_redaction_before_its_target(
 
 
 # E5
+@pytest.mark.repeats("workers")
 def test_redaction_that_is_not_accepted(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:
@@ -251,6 +259,7 @@ def _join_with_history(
 
 
 # K3
+@pytest.mark.repeats("workers")
 def test_backfilled_event_is_delivered(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:
@@ -264,6 +273,7 @@ def test_backfilled_event_is_delivered(
 
 
 # K1, K3
+@pytest.mark.repeats("workers")
 def test_backfill_lets_no_banned_user_in(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:
@@ -414,6 +424,7 @@ def test_late_deliverable_event_wakes(
     assert time.monotonic() - started < 40
 
 
+@pytest.mark.repeats("workers")
 def test_duration_of_zero(
     homeserver: Homeserver, alice: Client, bob: Client, room: str, remote: RemoteServer
 ) -> None:

@@ -51,7 +51,14 @@ def peer(request: pytest.FixtureRequest) -> Homeserver:
 
 
 # F2, F6, C5
-@pytest.mark.parametrize("visibility", ["shared", "invited", "joined"])
+@pytest.mark.parametrize(
+    "visibility",
+    [
+        "shared",
+        pytest.param("invited", marks=pytest.mark.repeats("workers")),
+        pytest.param("joined", marks=pytest.mark.repeats("workers")),
+    ],
+)
 def test_new_server_gets_what_is_sticky(
     homeserver: Homeserver, alice: Client, peer: Homeserver, visibility: str
 ) -> None:
@@ -126,6 +133,7 @@ def test_to_and_from_synapses_own(
 
 
 # F1
+@pytest.mark.repeats("workers")
 def test_server_that_joins_again(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:
@@ -186,6 +194,7 @@ def test_nothing_is_sent_twice(homeserver: Homeserver, alice: Client, remote: Re
 
 # F4
 @pytest.mark.deployments("sqlite")
+@pytest.mark.any_synapse
 def test_limits_of_transactions(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:
@@ -400,6 +409,7 @@ def test_synapse_tells_what_it_has_in_history(
 
 
 # F1, E5, E6
+@pytest.mark.repeats("workers")
 def test_what_is_owed_no_more(homeserver: Homeserver, remote: RemoteServer) -> None:
     """Redacted and expired events, and those of erased users, are not sent to a new server."""
     admin = homeserver.register(admin=True)

@@ -97,6 +97,7 @@ def test_kicked_and_sending_at_the_same_time(
 
 
 # K1
+@pytest.mark.repeats("workers")
 def test_unbanned_by_a_state_reset(
     homeserver: Homeserver, alice: Client, mixed_peer: Homeserver
 ) -> None:

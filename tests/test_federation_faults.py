@@ -73,7 +73,11 @@ def wake(client: Client, room: str) -> None:
 @pytest.mark.parametrize(
     "also_killed",
     # With workers, "both" kills the same senders.
-    ["nobody", pytest.param("sender", marks=pytest.mark.repeats("workers")), "both"],
+    [
+        pytest.param("nobody", marks=pytest.mark.repeats("workers")),
+        pytest.param("sender", marks=[pytest.mark.repeats("workers"), pytest.mark.any_synapse]),
+        "both",
+    ],
 )
 def test_outage(
     homeserver: Homeserver, alice: Client, mixed_peer: Homeserver, also_killed: str
@@ -110,6 +114,7 @@ def test_outage(
 
 # F3, F5
 @pytest.mark.parametrize("fault", [Fault.CLOSE, Fault.CUT_ANSWERS, Fault.HANG, Fault.ERROR])
+@pytest.mark.repeats("workers")
 def test_connections_that_fail(
     homeserver: Homeserver, alice: Client, mixed_peer: Homeserver, fault: Fault
 ) -> None:
@@ -126,6 +131,7 @@ def test_connections_that_fail(
 
 
 # F5
+@pytest.mark.repeats("workers")
 def test_one_failure_delays_nobody_else(
     homeserver: Homeserver, alice: Client, mixed_peer: Homeserver, remote: RemoteServer
 ) -> None:
@@ -145,6 +151,7 @@ def test_one_failure_delays_nobody_else(
 
 
 # F2, F5
+@pytest.mark.repeats("workers")
 def test_server_that_is_always_sent_something(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:
@@ -172,6 +179,8 @@ def test_server_that_is_always_sent_something(
 
 
 # F1, F3
+@pytest.mark.any_synapse
+@pytest.mark.repeats("workers")
 def test_killed_while_paying(homeserver: Homeserver, alice: Client, stock_peer: Homeserver) -> None:
     """What was not acknowledged before the kill is sent after it."""
     room = create_room(alice)
@@ -305,6 +314,7 @@ def test_who_is_owed_what(make_homeserver: MakeHomeserver, remote: RemoteServer)
 
 
 # F1
+@pytest.mark.any_synapse
 def test_who_is_owed_what_by_another_process(
     make_homeserver: MakeHomeserver, remote: RemoteServer
 ) -> None:

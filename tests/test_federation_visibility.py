@@ -219,6 +219,7 @@ def stored_or_none(homeserver: Homeserver, event_id: str) -> JsonDict | None:
 
 
 # K2, E4
+@pytest.mark.repeats("workers")
 def test_hidden_again_once_expired(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:
@@ -253,6 +254,7 @@ def test_servers_outside_of_the_room(
 
 
 # K2, E5
+@pytest.mark.repeats("workers")
 def test_redacted_events_stay_redacted(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:
@@ -270,6 +272,7 @@ def test_redacted_events_stay_redacted(
 
 # E6, K2
 @pytest.mark.parametrize("visibility", ["shared", "joined"])
+@pytest.mark.repeats("workers")
 def test_erased_senders_stay_pruned(
     homeserver: Homeserver, alice: Client, bob: Client, remote: RemoteServer, visibility: str
 ) -> None:
@@ -289,6 +292,7 @@ def test_erased_senders_stay_pruned(
 
 
 # K2, S6
+@pytest.mark.repeats("workers")
 def test_what_state_replaced_stays_hidden(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:

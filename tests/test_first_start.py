@@ -68,6 +68,7 @@ def forget_tables(homeserver: Homeserver) -> None:
 
 # F1, F2, F3, F5
 @pytest.mark.parametrize("kind", ["sqlite", "workers"])
+@pytest.mark.repeats("workers")
 def test_owed_after_the_first_start(
     make_homeserver: MakeHomeserver, remote: RemoteServer, kind: str
 ) -> None:
@@ -163,6 +164,8 @@ def test_joined_between_what_was_sent_before(
 
 # F1, F2, F3, F5
 @pytest.mark.parametrize("kind", ["sqlite", "workers"])
+@pytest.mark.repeats("workers")
+@pytest.mark.any_synapse
 def test_owed_after_the_module_was_away(
     make_homeserver: MakeHomeserver, remote: RemoteServer, kind: str
 ) -> None:
@@ -238,6 +241,8 @@ def test_nobody_waits_for_joins_from_before(make_homeserver: MakeHomeserver) -> 
 
 # F1, F2, F5
 @pytest.mark.parametrize("kind", ["sqlite", "workers"])
+@pytest.mark.repeats("workers")
+@pytest.mark.any_synapse
 def test_owed_after_starting_over(
     make_homeserver: MakeHomeserver, remote: RemoteServer, kind: str
 ) -> None:

@@ -21,7 +21,7 @@ from tests.support import (
     sticky,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_synapse]
 
 
 # A tenth of the default, so that a server of the tests can be above it for a while.

@@ -33,6 +33,8 @@ from tests.support import (
     wait_for_readers,
 )
 
+pytestmark = pytest.mark.repeats("postgres")
+
 # Sent at full speed, each followed by one question that does not wait.
 SENDS = 100
 HIDDEN = "org.example.hidden"
@@ -92,6 +94,7 @@ def test_an_initial_sync_after_a_send_has_the_event(homeserver: Homeserver, alic
 
 
 @pytest.mark.deployments("sqlite", "postgres")
+@pytest.mark.any_synapse
 def test_a_sync_after_a_send_has_the_event(alice: Client, bob: Client, room: str) -> None:
     # C11: from the last answer's token
     missing = Missing()
@@ -110,6 +113,7 @@ def test_a_sync_after_a_send_has_the_event(alice: Client, bob: Client, room: str
 
 
 @pytest.mark.deployments("sqlite", "postgres")
+@pytest.mark.any_synapse
 def test_a_sliding_sync_after_a_send_has_the_event(alice: Client, bob: Client, room: str) -> None:
     # C11: whether or not the room is in the window
     missing = Missing()
@@ -139,7 +143,7 @@ def test_another_reader_is_no_later_than_with_a_plain_message(
     order = random.Random(0)
     late = {True: 0, False: 0}
     since = quiet_token(bob)
-    for _ in range(SENDS):
+    for _ in range(SENDS // 2):
         for is_sticky in order.sample((True, False), 2):
             began = time.monotonic()
             event_id = _send_hidden(sender, room) if is_sticky else sender.send(room)
@@ -155,7 +159,7 @@ def test_another_reader_is_no_later_than_with_a_plain_message(
                 )
                 since = followed.next_batch or since
     # What the two differ by merely by chance.
-    assert late[True] <= late[False] + 5, late
+    assert late[True] <= late[False] + 4, late
 
 
 # What a timeline shows

@@ -12,7 +12,7 @@ from harness.wait import eventually
 from tests.support import DEPLOYMENTS, MakeHomeserver
 
 # What most of them look at is the same on every deployment.
-pytestmark = pytest.mark.deployments("sqlite")
+pytestmark = [pytest.mark.deployments("sqlite"), pytest.mark.any_synapse]
 
 
 def membership(reader: Client, room_id: str, user_id: str) -> str:

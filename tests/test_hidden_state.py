@@ -405,6 +405,7 @@ def test_lifting_shows_nothing_else(make_homeserver: MakeHomeserver, remote: Rem
 
 
 # K2
+@pytest.mark.any_synapse
 def test_rooms_without_lifted_events_are_as_ever(make_homeserver: MakeHomeserver) -> None:
     """Synapse makes the rooms of an answer one after the other, in a few contexts."""
     homeserver = make_homeserver()

@@ -24,6 +24,7 @@ LOST: dict[str, dict[str, str]] = {
 
 @pytest.mark.slow
 @pytest.mark.deployments("workers")
+@pytest.mark.any_synapse
 def test_lost_messages(make_homeserver: MakeHomeserver, tmp_path: Path) -> None:
     # C6, C11: clients that wait are told at the latest when the signal is there
     sender, reader, room = _deaf_processes(make_homeserver, tmp_path)
@@ -41,6 +42,7 @@ def test_lost_messages(make_homeserver: MakeHomeserver, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.deployments("workers")
+@pytest.mark.any_synapse
 def test_the_next_message_brings_what_was_lost(
     make_homeserver: MakeHomeserver, tmp_path: Path
 ) -> None:

@@ -140,6 +140,7 @@ def measure(
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "workers"])
+@pytest.mark.repeats("workers")
 def test_names_and_labels_are_what_they_are_without_the_module(
     make_homeserver: MakeHomeserver, kind: str
 ) -> None:
@@ -268,6 +269,7 @@ def test_the_page_lists_them_all(make_homeserver: MakeHomeserver) -> None:
     assert set(re.findall(rf"{OURS}\w+", page)) == set(listed)
 
 
+@pytest.mark.any_synapse
 def test_they_follow_what_users_do(make_homeserver: MakeHomeserver) -> None:
     # A1, A3, A4
     homeserver = make_homeserver(
@@ -351,6 +353,7 @@ def test_they_follow_what_users_do(make_homeserver: MakeHomeserver) -> None:
     )
 
 
+@pytest.mark.any_synapse
 def test_they_tell_that_the_indexer_is_behind(make_homeserver: MakeHomeserver) -> None:
     """While it cannot store anything, and afterwards how long that took."""
     homeserver = make_homeserver(extra_config=ENABLED)
@@ -375,6 +378,7 @@ def test_they_tell_that_the_indexer_is_behind(make_homeserver: MakeHomeserver) -
     assert 5 < measured["time_to_deliverable_seconds_sum"] < 2 * SOON_S
 
 
+@pytest.mark.any_synapse
 def test_they_follow_what_servers_do(make_homeserver: MakeHomeserver) -> None:
     # A1, A2, F1, F2
     homeserver = make_homeserver(
@@ -426,6 +430,7 @@ def test_they_follow_what_servers_do(make_homeserver: MakeHomeserver) -> None:
     assert values(homeserver)["accepted_by_servers_total module"] == 2
 
 
+@pytest.mark.any_synapse
 def test_events_beyond_capacity_are_counted_once(
     make_homeserver: MakeHomeserver, remote: RemoteServer
 ) -> None:
@@ -467,6 +472,7 @@ def _status_of_send(client: Client, room: str) -> int:
     return 200
 
 
+@pytest.mark.any_synapse
 def test_sums_over_processes_are_right(make_homeserver: MakeHomeserver) -> None:
     """What all share comes from one process, and what each does from each."""
     homeserver = make_homeserver("workers", extra_config=ENABLED)

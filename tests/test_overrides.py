@@ -128,6 +128,7 @@ def test_a_server(
     shows(homeserver, bob, room, [first, second])
 
 
+@pytest.mark.repeats("workers")
 def test_a_server_however_its_name_is_written(
     homeserver: Homeserver, admin: Client, bob: Client, remote: RemoteServer, room: str
 ) -> None:
@@ -146,6 +147,7 @@ def test_a_server_however_its_name_is_written(
     shows(homeserver, bob, room, [first, second])
 
 
+@pytest.mark.repeats("workers")
 def test_two_reasons(
     homeserver: Homeserver, admin: Client, alice: Client, bob: Client, room: str
 ) -> None:
@@ -164,6 +166,7 @@ def test_two_reasons(
 
 
 @pytest.mark.slow
+@pytest.mark.any_synapse
 def test_while_nobody_gives_out_positions(make_homeserver: MakeHomeserver) -> None:
     # A4: the gate is shut at once on all processes, live events are held when somebody is back
     homeserver = make_homeserver("workers")
@@ -185,6 +188,7 @@ def test_while_nobody_gives_out_positions(make_homeserver: MakeHomeserver) -> No
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+@pytest.mark.any_synapse
 def test_decisions_that_have_ended_are_deleted(make_homeserver: MakeHomeserver, kind: str) -> None:
     # A6: one that was renewed in time goes on
     homeserver = make_homeserver(kind, module_config={"cleanup_interval": "1s"})

@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from harness.client import Client, JsonDict
 from harness.homeserver import Homeserver
 from harness.remote import RemoteServer
@@ -18,6 +20,8 @@ from tests.support import (
     sticky,
     sticky_in,
 )
+
+pytestmark = pytest.mark.any_synapse
 
 RATE = {"remote_rate_limit": {"per_second": 1, "burst_count": 3}}
 SENT = 12

@@ -36,6 +36,8 @@ from tests.support import (
     wait_for_readers,
 )
 
+pytestmark = pytest.mark.repeats("postgres")
+
 SPECIAL = "org.example.special"
 
 
@@ -126,6 +128,7 @@ def test_delivered_once_the_sender_is_back(
 
 
 # K1
+@pytest.mark.repeats("workers")
 def test_delivered_once_the_level_suffices(
     homeserver: Homeserver, alice: Client, bob: Client, remote: RemoteServer
 ) -> None:
@@ -150,6 +153,7 @@ def test_delivered_once_the_level_suffices(
 
 
 # K1
+@pytest.mark.repeats("workers")
 def test_what_is_authorised_stays_so(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:
@@ -240,6 +244,7 @@ def test_refused_events_never_come_back(
 
 # K1
 @pytest.mark.slow
+@pytest.mark.any_synapse
 def test_restart_between_soft_failure_and_return(
     make_homeserver: MakeHomeserver, remote: RemoteServer
 ) -> None:
@@ -275,6 +280,7 @@ def test_restart_between_soft_failure_and_return(
 
 # K1
 @pytest.mark.slow
+@pytest.mark.any_synapse
 def test_the_sender_is_back_while_the_module_is_away(
     make_homeserver: MakeHomeserver, remote: RemoteServer
 ) -> None:
@@ -303,6 +309,7 @@ def answer_ms(connection: Connection) -> float:
 
 
 # K1, X4
+@pytest.mark.repeats("workers")
 def test_nobody_waits_for_a_join_that_did_not_matter(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:
@@ -344,6 +351,7 @@ def test_nobody_waits_for_a_join_that_did_not_matter(
 
 # X4
 @pytest.mark.deployments("sqlite", "workers")
+@pytest.mark.repeats("workers")
 def test_a_join_that_is_back_by_state_resolution(
     homeserver: Homeserver, alice: Client, bob: Client, remote: RemoteServer
 ) -> None:

@@ -57,6 +57,7 @@ def _state(client: Client, room_id: str, type: str, **params: str) -> JsonDict:
 
 
 # E3, S6
+@pytest.mark.repeats("workers")
 def test_sticky_state(homeserver: Homeserver, alice: Client, remote: RemoteServer) -> None:
     """A state event says it where it is asked for as an event, and to the server's admin."""
     admin = homeserver.register(admin=True)
@@ -244,6 +245,7 @@ def _within(value: Any, redaction: str) -> Iterator[JsonDict]:
 
 # E3, E5
 @pytest.mark.parametrize("version", ["10", "11"])
+@pytest.mark.repeats("workers")
 def test_sticky_redactions_within_what_they_redact(
     homeserver: Homeserver, alice: Client, remote: RemoteServer, version: str
 ) -> None:

@@ -126,6 +126,7 @@ def test_any_type_of_event_can_be_sticky(alice: Client, bob: Client, room: str) 
     assert sent == set(followed.sticky(room))
 
 
+@pytest.mark.repeats("workers")
 def test_post_takes_the_parameter_too(homeserver: Homeserver, alice: Client, room: str) -> None:
     # S1
     path = f"/_matrix/client/v3/rooms/{quote(room)}/send/m.room.message"
@@ -207,6 +208,7 @@ def _scheduled(client: Client) -> list[JsonDict]:
     return events
 
 
+@pytest.mark.repeats("workers")
 def test_a_refused_transaction_can_be_mended(
     homeserver: Homeserver, alice: Client, room: str
 ) -> None:
@@ -301,6 +303,7 @@ def test_a_delayed_event_that_is_sent_early(
     eventually(lambda: is_recorded(homeserver, event_id), what="its stickiness")
 
 
+@pytest.mark.repeats("workers")
 def test_a_delayed_event_that_is_cancelled(
     homeserver: Homeserver, alice: Client, room: str
 ) -> None:
@@ -442,6 +445,7 @@ def _two(events: list[JsonDict]) -> list[JsonDict]:
 # Without the parameter
 
 
+@pytest.mark.repeats("workers")
 def test_an_ordinary_event_stays_one(
     homeserver: Homeserver, alice: Client, bob: Client, room: str
 ) -> None:

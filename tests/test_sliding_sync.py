@@ -145,6 +145,7 @@ def test_strangers_learn_nothing_of_their_mistakes(homeserver: Homeserver) -> No
 # Positions
 
 
+@pytest.mark.repeats("workers")
 def test_position_advances_with_what_came(alice: Client, bob: Client, room: str) -> None:
     """`next_batch` comes with news, and not without."""
     # X1, C3
@@ -163,6 +164,7 @@ def test_position_advances_with_what_came(alice: Client, bob: Client, room: str)
     assert connection.ask().extension in (None, {})
 
 
+@pytest.mark.repeats("workers")
 def test_position_advances_past_what_timelines_show(alice: Client, bob: Client, room: str) -> None:
     """What the timeline has is not in the section, and does not come later."""
     # X1, X3
@@ -180,6 +182,7 @@ def test_position_advances_past_what_timelines_show(alice: Client, bob: Client, 
     assert drained(other.drain(), room) == []
 
 
+@pytest.mark.repeats("workers")
 def test_section_has_what_the_timeline_has_not(alice: Client, bob: Client, room: str) -> None:
     """De-duplication is event by event, and only against this answer."""
     # X3
@@ -232,6 +235,7 @@ def test_shown_events_do_not_come_on_a_later_page(alice: Client, bob: Client, ro
     assert connection.seen(room).count(newer[0]) == 1
 
 
+@pytest.mark.repeats("workers")
 def test_pages_come_oldest_first_without_gaps(
     alice: Client, bob: Client, room: str, other_room: str
 ) -> None:
@@ -263,6 +267,7 @@ def test_paging_goes_on_while_more_arrives(alice: Client, bob: Client, room: str
     assert drained(connection.drain(limit=3), room) == event_ids[6:]
 
 
+@pytest.mark.repeats("workers")
 def test_the_same_request_gets_the_same_answer(alice: Client, bob: Client, room: str) -> None:
     """An answer that got lost is given again, with or without a position."""
     # X3, C3
@@ -276,6 +281,7 @@ def test_the_same_request_gets_the_same_answer(alice: Client, bob: Client, room:
     assert connection.drain() == []
 
 
+@pytest.mark.repeats("workers")
 def test_position_without_the_extension_loses_nothing(
     alice: Client, bob: Client, room: str
 ) -> None:
@@ -303,6 +309,7 @@ def test_no_since_begins_at_the_beginning(alice: Client, bob: Client, room: str)
 # Rooms
 
 
+@pytest.mark.repeats("workers")
 def test_rooms_outside_the_window(alice: Client, bob: Client, room: str, other_room: str) -> None:
     """It is enough that a list matches a room."""
     # X2
@@ -334,6 +341,7 @@ def test_rooms_that_nothing_matches(alice: Client, bob: Client, room: str, other
     assert both.sticky(other_room) == in_other
 
 
+@pytest.mark.repeats("workers")
 def test_subscription_to_a_room_of_others(homeserver: Homeserver, alice: Client, room: str) -> None:
     """Asking is not enough: the user must be joined, however public the room."""
     # X2, C8
@@ -344,6 +352,7 @@ def test_subscription_to_a_room_of_others(homeserver: Homeserver, alice: Client,
     assert [connection.ask().sections for _ in range(2)] == [{}, {}]
 
 
+@pytest.mark.repeats("workers")
 def test_invited_users(homeserver: Homeserver, alice: Client) -> None:
     """Lists match invites as well, and those have nothing to see yet."""
     # X2, X4, K2, C8
@@ -367,6 +376,7 @@ def test_invited_users(homeserver: Homeserver, alice: Client) -> None:
 
 
 @pytest.mark.parametrize("leave", ["leave", "kick", "ban"])
+@pytest.mark.repeats("workers")
 def test_users_who_are_gone(alice: Client, bob: Client, room: str, leave: str) -> None:
     """Whoever has left, was kicked or was banned gets nothing, old or new."""
     # X2, C8
@@ -416,6 +426,7 @@ def test_late_join(
     assert drained(connection.drain(), room) == after
 
 
+@pytest.mark.repeats("workers")
 def test_join_named_in_a_lost_answer(homeserver: Homeserver, alice: Client, room: str) -> None:
     """Synapse names a join in one answer only. If that is lost, nothing else is."""
     # X4, C3
@@ -431,6 +442,7 @@ def test_join_named_in_a_lost_answer(homeserver: Homeserver, alice: Client, room
     assert drained(again.collect(room, before), room) == before
 
 
+@pytest.mark.repeats("workers")
 def test_join_made_known_by_an_answer_without_the_extension(
     homeserver: Homeserver, alice: Client, room: str
 ) -> None:
@@ -508,6 +520,7 @@ def test_joins_are_in_time(homeserver: Homeserver, alice: Client, room: str) -> 
         assert set(connection.seen(room)) == set(event_ids)
 
 
+@pytest.mark.repeats("workers")
 def test_joining_again(alice: Client, bob: Client, room: str) -> None:
     """Who comes back gets everything, what they had before included."""
     # X4, C5
@@ -522,6 +535,7 @@ def test_joining_again(alice: Client, bob: Client, room: str) -> None:
     assert drained(connection.collect(room, everything), room) == everything
 
 
+@pytest.mark.repeats("workers")
 def test_a_new_name_is_no_join(alice: Client, bob: Client, room: str) -> None:
     """A membership event that changes no membership delivers nothing again."""
     # X4, C5
@@ -804,6 +818,7 @@ def test_initial_room_brings_only_live_events(
 # Tokens from elsewhere
 
 
+@pytest.mark.repeats("workers")
 def test_since_from_the_future(alice: Client, bob: Client, room: str) -> None:
     """Rather everything again than nothing, and from then on as usual."""
     # X5, C9
@@ -841,6 +856,7 @@ def test_absurdly_long_since(alice: Client) -> None:
 # Waiting
 
 
+@pytest.mark.repeats("workers")
 def test_long_poll_wakes_outside_the_window(alice: Client, bob: Client, room: str) -> None:
     """A sticky event ends the wait, though Synapse's part of the answer is empty."""
     # X6, X2, C6
@@ -856,6 +872,7 @@ def test_long_poll_wakes_outside_the_window(alice: Client, bob: Client, room: st
     assert connection.drain() == []
 
 
+@pytest.mark.repeats("workers")
 def test_long_poll_with_more_to_come_returns_at_once(alice: Client, bob: Client, room: str) -> None:
     """Nobody waits for something new while there is something old."""
     # X6, C4
@@ -868,6 +885,7 @@ def test_long_poll_with_more_to_come_returns_at_once(alice: Client, bob: Client,
     assert time.monotonic() - began < LONG_MS / 1000 / 2
 
 
+@pytest.mark.repeats("workers")
 def test_long_poll_wakes_for_a_join(homeserver: Homeserver, alice: Client, room: str) -> None:
     """A join brings the room's sticky events, though the room is not in the window."""
     # X6, X4, C6
@@ -1019,6 +1037,7 @@ def test_sender_not_ignored_any_more_in_a_room_that_does_not_match(
     assert connection.drain() == []
 
 
+@pytest.mark.repeats("workers")
 def test_long_poll_wakes_for_who_is_not_ignored_any_more(
     homeserver: Homeserver, alice: Client, bob: Client, room: str
 ) -> None:

@@ -58,6 +58,7 @@ SYNAPSE_VERSION = importlib.metadata.version("matrix-synapse")
         (["cleanup_interval"], "", ["got ['cleanup_interval']"]),
     ],
 )
+@pytest.mark.any_synapse
 def test_mistakes_in_the_configuration(
     make_homeserver: MakeHomeserver, config: Any, path: str, complaints: list[str]
 ) -> None:
@@ -105,6 +106,7 @@ def test_synapses_own_sticky_events(make_homeserver: MakeHomeserver, kind: str) 
 
 
 @pytest.mark.parametrize("version", ["1.147.1", "1.148.0rc1"])
+@pytest.mark.any_synapse
 def test_synapse_that_is_too_old(
     make_homeserver: MakeHomeserver, tmp_path: Path, version: str
 ) -> None:
@@ -130,6 +132,7 @@ def python_with_synapse(version: str, directory: Path) -> str:
     return str(python)
 
 
+@pytest.mark.any_synapse
 def test_module_that_is_listed_twice(make_homeserver: MakeHomeserver) -> None:
     """Synapse does not start, and the last line says exactly that."""
     # O2
@@ -141,6 +144,7 @@ def test_module_that_is_listed_twice(make_homeserver: MakeHomeserver) -> None:
     assert "does not fit" not in output
 
 
+@pytest.mark.any_synapse
 def test_synapse_that_is_newer_than_tested(make_homeserver: MakeHomeserver) -> None:
     """It starts, and says once that nobody has tried this: of the next release, not of a patch."""
     homeserver = make_homeserver()
@@ -199,6 +203,7 @@ def test_synapse_that_is_newer_than_tested(make_homeserver: MakeHomeserver) -> N
         ),
     ],
 )
+@pytest.mark.any_synapse
 def test_seams_that_do_not_fit(
     make_homeserver: MakeHomeserver, saboteur: str, complaint: str
 ) -> None:
@@ -299,6 +304,7 @@ def turn_back(homeserver: Homeserver, kind: str, version: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+@pytest.mark.any_synapse
 def test_tables_of_the_first_version(make_homeserver: MakeHomeserver, kind: str) -> None:
     """They are upgraded, and what stands in them goes on to count."""
     homeserver = make_homeserver(kind)
@@ -329,6 +335,7 @@ def test_tables_of_the_first_version(make_homeserver: MakeHomeserver, kind: str)
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+@pytest.mark.any_synapse
 def test_tables_from_before_the_switches(
     make_homeserver: MakeHomeserver, remote: RemoteServer, kind: str
 ) -> None:
@@ -398,6 +405,7 @@ def script_statements(version: int) -> list[str]:
     return [statement for statement in "\n".join(lines).split(";") if statement.strip()]
 
 
+@pytest.mark.any_synapse
 def test_tables_of_a_later_version(make_homeserver: MakeHomeserver) -> None:
     """They are used if their writer says that one can, and left alone otherwise."""
     homeserver = make_homeserver()
@@ -497,6 +505,7 @@ def prepare_sqlite(path: Path) -> None:
     connection.close()
 
 
+@pytest.mark.any_synapse
 def test_workers_starting_at_once(make_homeserver: MakeHomeserver) -> None:
     """Six processes find no tables. No log has anything to complain about, each time."""
     homeserver = make_homeserver("workers", module=False)

@@ -88,6 +88,7 @@ def test_sent_while_off(
 
 
 @pytest.mark.parametrize("content", [{"enabled": "no"}, {"enabled": 0}, {"enabled": None}, {}])
+@pytest.mark.repeats("workers")
 def test_settings_that_make_no_sense(
     homeserver: Homeserver,
     alice: Client,
@@ -106,6 +107,7 @@ def test_settings_that_make_no_sense(
     eventually(lambda: section_ids(bob, room) == [sent], 30, "delivered")
 
 
+@pytest.mark.repeats("workers")
 def test_redacted_settings(homeserver: Homeserver, alice: Client, bob: Client, room: str) -> None:
     # A4: that changes no state, only what it says
     (sent,) = send_sticky(alice, room)
@@ -120,6 +122,7 @@ def settings_in(reader: Client, room: str) -> list[JsonDict]:
     return [event["content"] for event in reader.state(room) if event["type"] == SETTINGS]
 
 
+@pytest.mark.repeats("workers")
 def test_a_state_reset_that_brings_older_settings_back(
     homeserver: Homeserver, alice: Client, bob: Client, remote: RemoteServer
 ) -> None:
@@ -162,6 +165,7 @@ def test_a_state_reset_that_brings_older_settings_back(
     eventually(lambda: section_ids(bob, room) == [mine, theirs, later], 30, "all")
 
 
+@pytest.mark.repeats("workers")
 def test_settings_that_come_during_a_join(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:

@@ -69,6 +69,7 @@ def test_initial_sync(alice: Client, bob: Client, room: str, limit: int) -> None
     assert limit == 10 or followed.sticky(room)
 
 
+@pytest.mark.repeats("workers")
 def test_a_gap_between_two_syncs(alice: Client, bob: Client, room: str) -> None:
     # C1
     since = quiet_token(bob)
@@ -80,6 +81,7 @@ def test_a_gap_between_two_syncs(alice: Client, bob: Client, room: str) -> None:
     assert followed.timeline(room) == plain[-10:]
 
 
+@pytest.mark.repeats("workers")
 def test_every_joined_room(alice: Client, bob: Client, room: str) -> None:
     # C1
     other = alice.create_room(preset="public_chat")
@@ -106,6 +108,7 @@ def test_every_joined_room(alice: Client, bob: Client, room: str) -> None:
 # C2: timelines and filters
 
 
+@pytest.mark.repeats("workers")
 def test_what_the_timeline_shows_is_not_in_the_section(
     alice: Client, bob: Client, room: str
 ) -> None:
@@ -245,6 +248,7 @@ def test_each_event_comes_once(alice: Client, bob: Client, room: str) -> None:
     assert delivered == everything
 
 
+@pytest.mark.repeats("workers")
 def test_a_lost_response_loses_nothing(alice: Client, bob: Client, room: str) -> None:
     # C3
     since = quiet_token(bob)
@@ -261,6 +265,7 @@ def test_a_lost_response_loses_nothing(alice: Client, bob: Client, room: str) ->
     assert rest.sticky(room) == more
 
 
+@pytest.mark.repeats("workers")
 def test_devices_read_independently(alice: Client, bob: Client, room: str) -> None:
     # C3
     sent = send_sticky(alice, room, 2)
@@ -339,6 +344,7 @@ def _counts(seen: list[str], wanted: list[str]) -> dict[str, int]:
 
 @pytest.mark.slow
 @pytest.mark.repeats("workers")
+@pytest.mark.any_synapse
 def test_pages(homeserver: Homeserver, alice: Client, bob: Client, room: str) -> None:
     # C1, C4, C5, C8, C10
     mallory, carol = homeserver.register(), homeserver.register()
@@ -427,6 +433,7 @@ def _is_noticed(client: Client, room_id: str, event_id: str, since: str) -> bool
 
 
 @pytest.mark.slow
+@pytest.mark.any_synapse
 def test_small_pages(make_homeserver: MakeHomeserver) -> None:
     # C3, C4, C5
     homeserver = make_homeserver("sqlite", module_config={"max_events_per_sync": 3})
@@ -519,6 +526,7 @@ def test_who_joins_gets_everything(
         carol.leave(room)
 
 
+@pytest.mark.repeats("workers")
 def test_who_joins_again_gets_everything_again(alice: Client, bob: Client, room: str) -> None:
     # C5
     sent = send_sticky(alice, room, 2)
@@ -546,6 +554,7 @@ def _left(answer: JsonDict, room_id: str) -> bool:
     return room_id in answer.get("rooms", {}).get("leave", {})
 
 
+@pytest.mark.repeats("workers")
 def test_a_new_name_is_no_join(alice: Client, bob: Client, room: str) -> None:
     # C5
     sent = send_sticky(alice, room, 2)
@@ -696,6 +705,7 @@ def test_what_an_event_in_the_section_looks_like(alice: Client, bob: Client, roo
     assert {"hashes", "signatures", "depth", "prev_events", "room_id"} <= event.keys()
 
 
+@pytest.mark.repeats("workers")
 def test_the_delay_id_is_for_the_sender(alice: Client, bob: Client, room: str) -> None:
     # C7, S2
     delay_id = alice.send(room, text("late"), sticky_ms=HOUR_MS, delay_ms=1)
@@ -828,6 +838,7 @@ def test_the_next_answer_after_ignoring(make_homeserver: MakeHomeserver) -> None
     assert all_sticky_in(bob.sync(answer["next_batch"], **arguments)) == []
 
 
+@pytest.mark.repeats("workers")
 def test_long_polls_wake_for_who_is_not_ignored_any_more(
     homeserver: Homeserver, alice: Client, bob: Client, room: str
 ) -> None:
@@ -895,6 +906,7 @@ def _invite_again(alice: Client, bob: Client, room_id: str) -> None:
     alice.invite(room_id, bob.user_id)
 
 
+@pytest.mark.repeats("workers")
 def test_who_is_not_in_the_room_gets_nothing(alice: Client, bob: Client, room: str) -> None:
     # C8
     parts = (_leave, _kick, _ban, _invite_again)
@@ -924,6 +936,7 @@ def test_who_is_not_in_the_room_gets_nothing(alice: Client, bob: Client, room: s
                         assert SYNC_SECTION not in entries.get(room_id, {}), (kind, part)
 
 
+@pytest.mark.repeats("workers")
 def test_who_was_never_in_the_room_gets_nothing(
     homeserver: Homeserver, alice: Client, room: str
 ) -> None:
@@ -993,6 +1006,7 @@ def test_tokens_that_are_none(bob: Client, room: str) -> None:
     assert bob.sync(token)["next_batch"] == token
 
 
+@pytest.mark.repeats("workers")
 def test_tokens_from_before_the_module(alice: Client, bob: Client, room: str) -> None:
     # C9
     sent = send_sticky(alice, room, 2)
@@ -1036,6 +1050,7 @@ def test_tokens_are_good_everywhere(alice: Client, bob: Client, room: str) -> No
     assert set(ids(rest["chunk"])) >= set(before)
 
 
+@pytest.mark.repeats("workers")
 def test_members_of_a_token_from_before(
     homeserver: Homeserver, alice: Client, bob: Client, room: str
 ) -> None:

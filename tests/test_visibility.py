@@ -200,6 +200,7 @@ def test_the_endpoints_show_what_they_can(alice: Client) -> None:
 
 
 @pytest.mark.parametrize("visibility", RESTRICTED)
+@pytest.mark.repeats("workers")
 def test_late_joiners_see_what_is_sticky(
     homeserver: Homeserver, alice: Client, visibility: str
 ) -> None:
@@ -255,6 +256,7 @@ def test_those_not_joined_gain_nothing(
     assert shown_everywhere(invited, history) == NOTHING
 
 
+@pytest.mark.repeats("workers")
 def test_joining_again_lifts_again(homeserver: Homeserver, alice: Client) -> None:
     """What counts is whether the user is joined now."""
     # K2
@@ -268,6 +270,7 @@ def test_joining_again_lifts_again(homeserver: Homeserver, alice: Client) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.repeats("workers")
 def test_hidden_again_once_expired(homeserver: Homeserver, alice: Client) -> None:
     """When it is over, a sticky event is as hidden as any other of that time."""
     # K2, E4
@@ -379,6 +382,7 @@ def test_nothing_plain_comes_with_a_reply_that_is_bundled(
 
 
 @pytest.mark.parametrize("visibility", RESTRICTED)
+@pytest.mark.repeats("workers")
 def test_admins_see_what_is_bundled(homeserver: Homeserver, alice: Client, visibility: str) -> None:
     """Synapse shows admins everything of a room that they are not in, and so it stays."""
     # O1
@@ -438,6 +442,7 @@ def test_ignored_senders_stay_ignored(homeserver: Homeserver, alice: Client) -> 
 
 
 @pytest.mark.parametrize("visibility", ["shared", "joined"])
+@pytest.mark.repeats("workers")
 def test_erased_senders(
     homeserver: Homeserver, alice: Client, bob: Client, visibility: str
 ) -> None:
@@ -514,6 +519,7 @@ def occurrences(
                 yield name, event, before, after
 
 
+@pytest.mark.repeats("workers")
 def test_remaining_time_on_every_endpoint(
     homeserver: Homeserver, alice: Client, bob: Client
 ) -> None:
@@ -544,6 +550,7 @@ def test_remaining_time_on_every_endpoint(
             assert REMAINING_KEY not in event["unsigned"], place
 
 
+@pytest.mark.repeats("workers")
 def test_remaining_time_in_notifications(alice: Client, bob: Client, room: str) -> None:
     """The list of what a user was notified of has it as well."""
     # E3
@@ -559,6 +566,7 @@ def test_remaining_time_in_notifications(alice: Client, bob: Client, room: str) 
 
 
 @pytest.mark.slow
+@pytest.mark.repeats("workers")
 def test_no_remaining_time_once_expired(alice: Client, bob: Client) -> None:
     """The field is gone then, rather than 0 or negative."""
     # E3, E4
@@ -579,6 +587,7 @@ def test_no_remaining_time_once_expired(alice: Client, bob: Client) -> None:
         assert places - {"/notifications"} == set(ENDPOINTS) - missing
 
 
+@pytest.mark.repeats("workers")
 def test_no_remaining_time_on_redacted_events(alice: Client, bob: Client, room: str) -> None:
     """A redacted event is not sticky."""
     # E3, E5
