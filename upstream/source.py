@@ -60,8 +60,10 @@ def source_of(files: list[Any], version: str) -> Any:
 
 def _extract_tests(archive: bytes, directory: Path) -> None:
     with tarfile.open(fileobj=BytesIO(archive)) as files:
+        # The first releases of Python 3.10 and 3.11 have none.
+        files.extraction_filter = getattr(tarfile, "data_filter", None)
         for member in files:
             _, _, name = member.name.partition("/")
             if name.startswith("tests/"):
                 member.name = name
-                files.extract(member, directory, filter="data")
+                files.extract(member, directory)
