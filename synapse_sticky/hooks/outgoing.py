@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from synapse.events import EventBase
+from synapse.federation.transport.client import TransportLayerClient
 from synapse.server import HomeServer
 from synapse.types import JsonDict
 
@@ -53,7 +54,7 @@ def follow_queues(
     require(manager, "_transport_layer")
     transport = manager._transport_layer
     require(manager, "send_new_transaction", "destination", "pdus", "edus")
-    require(transport, "send_transaction", "transaction")
+    require(TransportLayerClient, "send_transaction", "transaction")
     original_send_new_transaction = manager.send_new_transaction
     original_send_transaction = transport.send_transaction
     # What is on its way: one transaction at a time to each server.
