@@ -58,6 +58,20 @@ class Delivery:
         self._reader = reader
         self._events = events
 
+    def has_nothing_for(self, user_id: str, since: Since, account_data_position: int) -> bool:
+        """Whether :meth:`sections` are empty for a user who has joined nothing since.
+
+        That is so for a response without timelines if nothing has happened, and costs little.
+
+        Args:
+            since: as the client said it.
+        """
+        return (
+            since == Since(self._reader.index.position)
+            and not self._reader.expects_events
+            and not self._events.account_data_changed(user_id, account_data_position)
+        )
+
     async def wait_until_noticed(
         self,
         rooms: Set[str],

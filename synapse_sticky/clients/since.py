@@ -108,8 +108,8 @@ class Since:
     @classmethod
     def from_number(cls, number: int) -> "Since":
         """Reads the number. What we have not written is from the future."""
-        if number < 0:
-            return cls(0)
+        if number <= MAX_POSITION:
+            return cls(max(number, 0))
         position, rest = number & MAX_POSITION, number >> (_POSITION_BITS + _CHECKSUM_BITS)
         digests: set[int] = set()
         undecided: set[int] = set()

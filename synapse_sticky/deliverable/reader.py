@@ -240,6 +240,11 @@ class IndexReader:
         """Return those of these IDs whose events are deliverable and unexpired."""
         return self.index.live_among(event_ids, self._clock.now_ts())
 
+    @property
+    def expects_events(self) -> bool:
+        """Whether there are stored events that may not be noticed yet."""
+        return bool(self._expected)
+
     async def wait_for_expected(self, is_wanted: Callable[[StoredEvent, str], bool]) -> None:
         """Wait, for a bounded time, until such expected events are noticed.
 

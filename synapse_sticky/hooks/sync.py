@@ -168,9 +168,15 @@ class StickySyncHandler(sync.SyncHandler):
         return changes
 
     async def _add_sections(self, builder: sync.SyncResultBuilder, newly_joined: Set[str]) -> None:
+        user_id, since = builder.sync_config.user.to_string(), since_of(builder.since_token)
+        account_data_at = account_data_position(builder.since_token)
+        has_news = builder.joined or newly_joined
+        if not has_news and self._delivery.has_nothing_for(user_id, since, account_data_at):
+            builder.now_token = with_since(builder.now_token, since)
+            return
         shown = [event for room in builder.joined for event in room.timeline.events]
         rooms, timeline_reaches = _rooms_of_interest(builder), timelines_up_to(builder.now_token)
-        since = await self._delivery.resolve_since(since_of(builder.since_token))
+        since = await self._delivery.resolve_since(since)
         await self._delivery.wait_until_noticed(
             rooms,
             since,
@@ -179,13 +185,13 @@ class StickySyncHandler(sync.SyncHandler):
             most=MAX_NAMES_IN_ADDRESS,
         )
         sections = await self._delivery.sections(
-            builder.sync_config.user.to_string(),
+            user_id,
             rooms,
             since,
             shown=shown,
             timeline_reaches=timeline_reaches,
             since_reaches=timelines_up_to(builder.since_token) if builder.since_token else None,
-            account_data_position=account_data_position(builder.since_token),
+            account_data_position=account_data_at,
             limit=self._sticky_limit,
             from_start=newly_joined,
         )
