@@ -64,6 +64,12 @@ class Measurement:
     cpu_ms: dict[str, list[float]] = field(default_factory=dict)
     wall_ms: dict[str, list[float]] = field(default_factory=dict)
 
+    def add(self, other: "Measurement") -> None:
+        """Take the medians of another measurement for one round of this."""
+        for own, others in ((self.cpu_ms, other.cpu_ms), (self.wall_ms, other.wall_ms)):
+            for name, values in others.items():
+                own.setdefault(name, []).append(statistics.median(values))
+
     def cpu_ratio(self, numerator: str, denominator: str) -> Ratio:
         """How much more CPU time one server takes than another."""
         return ratio_of(self.cpu_ms[numerator], self.cpu_ms[denominator])
