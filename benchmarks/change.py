@@ -107,7 +107,9 @@ def _take_out(revision: str, directory: Path) -> str:
         [*git, "archive", commit, _PACKAGE], stdout=subprocess.PIPE, check=True
     ).stdout
     with tarfile.open(fileobj=BytesIO(archive)) as files:
-        files.extractall(directory, filter="data")
+        # The first releases of Python 3.10 and 3.11 have none.
+        files.extraction_filter = getattr(tarfile, "data_filter", None)
+        files.extractall(directory)
     return commit
 
 
