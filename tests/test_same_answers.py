@@ -411,7 +411,7 @@ def compare(ours: JsonDict, plain: JsonDict, senders: set[str]) -> None:
 
 # Whatever a client asks for, and whoever it is; the same every time the tests run.
 ANYTHING = settings(
-    max_examples=100,
+    max_examples=150,
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
