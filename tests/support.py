@@ -40,7 +40,8 @@ OUR_TABLES = {
 DEPLOYMENTS = ("sqlite", "postgres", "workers")
 
 # Long enough for Synapse's own sending on a busy machine, and no longer.
-GRACE_PERIOD = "3s"
+GRACE_PERIOD_S = 3
+GRACE_PERIOD = f"{GRACE_PERIOD_S}s"
 
 has_endpoint_for_delayed_events = pytest.mark.skipif(
     not hasattr(room_servlets, "RoomDelayedEventRestServlet"),

@@ -20,7 +20,7 @@ from tests.federation import (
     wait_until_stored,
 )
 from tests.support import (
-    GRACE_PERIOD,
+    GRACE_PERIOD_S,
     HOUR_MS,
     NO_TIMELINE,
     MakeHomeserver,
@@ -33,8 +33,6 @@ from tests.support import (
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployments("sqlite", "workers")]
-
-GRACE_PERIOD_S = int(GRACE_PERIOD.removesuffix("s"))
 
 
 # The other servers

@@ -8,12 +8,12 @@ from harness.client import Client
 from harness.homeserver import Homeserver
 from harness.remote import RemoteServer
 from tests.federation import create_room, join_via, receipts, wait_until_received, wait_until_stored
-from tests.support import GRACE_PERIOD, send_sticky
+from tests.support import GRACE_PERIOD_S, send_sticky
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployments("sqlite")]
 
 # Until nothing more is sent: our grace period, and Synapse's queues.
-QUIET_S = int(GRACE_PERIOD.removesuffix("s")) + 5
+QUIET_S = GRACE_PERIOD_S + 5
 
 
 @pytest.fixture(params=["own", "mixed"])

@@ -9,6 +9,12 @@ import pytest
 from harness.client import Client, JsonDict
 from tests.support import HOUR_MS, MakeHomeserver, ids, quiet_token, sabotage, sticky_in
 
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.deployments("workers"),
+    pytest.mark.any_synapse,
+]
+
 HIDDEN = "org.example.hidden"
 HIDING: JsonDict = {"room": {"timeline": {"not_types": [HIDDEN]}}}
 
@@ -22,9 +28,6 @@ LOST: dict[str, dict[str, str]] = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.deployments("workers")
-@pytest.mark.any_synapse
 def test_lost_messages(make_homeserver: MakeHomeserver, tmp_path: Path) -> None:
     # C6, C11: clients that wait are told at the latest when the signal is there
     sender, reader, room = _deaf_processes(make_homeserver, tmp_path)
@@ -40,9 +43,6 @@ def test_lost_messages(make_homeserver: MakeHomeserver, tmp_path: Path) -> None:
     assert all(seconds < 4 for seconds in took_s.values()), took_s
 
 
-@pytest.mark.slow
-@pytest.mark.deployments("workers")
-@pytest.mark.any_synapse
 def test_the_next_message_brings_what_was_lost(
     make_homeserver: MakeHomeserver, tmp_path: Path
 ) -> None:
