@@ -1,0 +1,604 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The payment of what one server is owed, as a machine. No Synapse, no clock.
+
+A :class:`Payment` is what a server is owed in one room. Its states and how they follow each
+other stand in one table, :data:`TRANSITIONS`. A :class:`Debtor` is a server with its payments:
+it says which of them comes next, and remembers how the last tries ended. Neither does anything;
+``looper.py`` performs the steps that they name, and reports the outcomes.
+"""
+
+import enum
+from collections.abc import Iterable
+from typing import Final
+
+import attr
+
+from synapse_sticky.deliverable.index import StickyEvent
+from synapse_sticky.servers.confirmation import READ_MS, Arrival, History, Joining, Reply
+
+MAX_EVENTS: Final = 50
+"""How many events a transaction has at most, by the specification."""
+
+# How many events may be staged at the server when it is sent more of them.
+_MAX_STAGED: Final = 40
+# After that many we look again what is owed, and whether the server is still in the room.
+_MAX_EVENTS_PER_VISIT: Final = 10 * MAX_EVENTS
+# How often an event is tried that a server refuses: Synapse reports passing faults so too.
+_MAX_REFUSALS: Final = 4
+_FIRST_PAUSE_MS: Final = 1_000
+_LONGEST_PAUSE_MS: Final = 300_000
+# The pause of an event that makes a transaction fail even if it is alone in it.
+_ALONE_PAUSE_MS: Final = 5_000
+# The pause of an event that a server took twice and does not have: it may be a slow reader.
+_TAKEN_PAUSE_MS: Final = 60_000
+_LONGEST_SERVER_PAUSE_MS: Final = 600_000
+# A server that shows that it is back is tried after that part of its pause.
+_PART_IF_BACK: Final = 10
+# How long Synapse's queue goes first before we take the next turn.
+MAX_DEFERRAL_MS: Final = 30_000
+
+NEVER: Final = 1 << 62
+"""A time that does not come."""
+
+
+class State(enum.Enum):
+    """The states of a payment."""
+
+    SETTLED = "Nothing is owed"
+    DUE = "Something may be owed"
+    JOINING = "Waits until the server has finished its join"
+    DIGESTING = "Waits until the server has read most of what Synapse's queue sent"
+    CHOSEN = "Events are chosen, and wait for the turn and for a slot"
+    BEHIND_SYNAPSE = "Waits for Synapse's own queue"
+    SENDING = "A transaction is on its way; holds a slot"
+    ARRIVING = "Asks whether the events have arrived"
+    CONFIRMING = "All events were sent, and the server is asked whether it kept them"
+    PAUSED = "Waits before it tries again"
+
+
+class Outcome(enum.Enum):
+    """What can happen to a payment."""
+
+    OWED = "more may be owed"
+    JOINED = "the server has joined"
+    TIME = "the time has come"
+    NOTHING = "nothing is owed"
+    NOT_NOW = "nothing can be sent yet"
+    SENT_ALL = "all is sent"
+    IS_JOINING = "its join is under way"
+    IS_DIGESTING = "it has a lot to read"
+    CHOSE = "events to send"
+    READY = "it is ready"
+    NOT_READY = "not yet"
+    DEFERRED = "Synapse's queue is first"
+    TURN = "turn and slot"
+    TAKEN = "it took events"
+    ROOM_LEFT = "it can take more"
+    NOTHING_TAKEN = "it took none"
+    FAILED = "the transaction failed"
+    ARRIVED = "they arrived"
+    LOST = "they did not arrive"
+    CONFIRMED = "it kept them, or not"
+
+
+TRANSITIONS: Final[dict[State, dict[Outcome, State]]] = {
+    State.SETTLED: {Outcome.OWED: State.DUE, Outcome.JOINED: State.DUE},
+    State.DUE: {
+        Outcome.NOTHING: State.SETTLED,
+        Outcome.NOT_NOW: State.PAUSED,
+        Outcome.SENT_ALL: State.CONFIRMING,
+        Outcome.IS_JOINING: State.JOINING,
+        Outcome.IS_DIGESTING: State.DIGESTING,
+        Outcome.CHOSE: State.CHOSEN,
+        Outcome.JOINED: State.DUE,
+    },
+    State.JOINING: {
+        Outcome.READY: State.DUE,
+        Outcome.NOT_READY: State.JOINING,
+        Outcome.JOINED: State.DUE,
+    },
+    State.DIGESTING: {
+        Outcome.READY: State.DUE,
+        Outcome.NOT_READY: State.DIGESTING,
+        Outcome.LOST: State.PAUSED,
+        Outcome.JOINED: State.DUE,
+    },
+    State.CHOSEN: {
+        Outcome.DEFERRED: State.BEHIND_SYNAPSE,
+        Outcome.TURN: State.SENDING,
+        Outcome.JOINED: State.DUE,
+    },
+    State.BEHIND_SYNAPSE: {Outcome.TIME: State.DUE, Outcome.JOINED: State.DUE},
+    State.SENDING: {
+        Outcome.TAKEN: State.ARRIVING,
+        Outcome.ROOM_LEFT: State.CHOSEN,
+        Outcome.NOTHING_TAKEN: State.DUE,
+        Outcome.FAILED: State.PAUSED,
+        Outcome.JOINED: State.SENDING,
+    },
+    State.ARRIVING: {
+        Outcome.ARRIVED: State.DUE,
+        Outcome.ROOM_LEFT: State.CHOSEN,
+        Outcome.NOT_READY: State.ARRIVING,
+        Outcome.LOST: State.DUE,
+        Outcome.JOINED: State.DUE,
+    },
+    State.CONFIRMING: {
+        Outcome.OWED: State.DUE,
+        Outcome.CONFIRMED: State.DUE,
+        Outcome.JOINED: State.DUE,
+    },
+    State.PAUSED: {
+        Outcome.OWED: State.DUE,
+        Outcome.CONFIRMED: State.DUE,
+        Outcome.TIME: State.DUE,
+        Outcome.JOINED: State.DUE,
+    },
+}
+"""Which state follows which, by the outcome. What is not here cannot happen."""
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Look:
+    """Find out what is owed in a room, and report it to :meth:`Payment.found`."""
+
+    payment: "Payment"
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Ask:
+    """Ask the server whether it has an event, and report it to :meth:`Payment.heard`.
+
+    Attributes:
+        in_history: whether to ask for it in the room's history: not just as an outlier.
+    """
+
+    payment: "Payment"
+    event_id: str
+    in_history: bool = False
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Send:
+    """Send events, oldest first, once there are the turn and a slot.
+
+    Report :meth:`Payment.deferred`, or :meth:`Payment.began` and then how it ended to
+    :meth:`Payment.sent` or :meth:`Debtor.failed`.
+    """
+
+    payment: "Payment"
+    events: list[StickyEvent]
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Sent:
+    """How a server answered a transaction.
+
+    Attributes:
+        left: the events that did not fit, and are to be sent next. What is in none of these
+            lists is not owed any more.
+    """
+
+    left: list[StickyEvent] = attr.Factory(list)
+    accepted: list[StickyEvent] = attr.Factory(list)
+    refused: list[StickyEvent] = attr.Factory(list)
+    missing: list[StickyEvent] = attr.Factory(list)
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Found:
+    """What a look into a room has found.
+
+    Attributes:
+        due: the events to pay, oldest first.
+        is_member: whether the server is in the room; None if that is not known yet.
+        joining_id: the room's first event, if the server's join may not be finished.
+        undigested_id: the newest event of more than the server can have read, if any.
+        join_position: where the server joined, if that is known: every single event from
+            before is looked for in the room's history.
+    """
+
+    due: list[StickyEvent]
+    is_member: bool | None = True
+    joining_id: str | None = None
+    undigested_id: str | None = None
+    join_position: int = 0
+
+
+@attr.s(slots=True, auto_attribs=True)
+class _Tries:
+    count: int = 0
+    refusals: int = 0
+    copies: int = 0
+    next_ts: int = 0
+
+
+@attr.s(slots=True, auto_attribs=True)
+class Payment:
+    """What one server is owed in one room.
+
+    Attributes:
+        next_ts: when it wants to go on; other rooms of the server may come first.
+        chosen: the events to send, oldest first.
+        awaited: the events that the server took, and that have not arrived as far as we know.
+        settled: the events that have arrived and need no check, until they are taken.
+    """
+
+    room_id: str
+    debtor: "Debtor"
+    state: State = State.SETTLED
+    next_ts: int = NEVER
+    chosen: list[StickyEvent] = attr.Factory(list)
+    awaited: list[StickyEvent] = attr.Factory(list)
+    settled: list[StickyEvent] = attr.Factory(list)
+    _join_position: int = 0
+    _tries: dict[str, _Tries] = attr.Factory(dict)
+    _question: Arrival | None = None
+    _joining: Joining | None = None
+    _deferred_ts: int | None = None
+    _joined_meanwhile: bool = False
+    # How often in a row the server did not know the room, and until when not to try again.
+    _unknown: int = 0
+    _not_before: int = 0
+
+    def _become(self, outcome: Outcome, next_ts: int) -> None:
+        self.state, self.next_ts = TRANSITIONS[self.state][outcome], next_ts
+
+    # What happens elsewhere.
+
+    def owe(self, now: int) -> None:
+        """More events may be owed."""
+        if self.state in (State.SETTLED, State.CONFIRMING, State.PAUSED):
+            self._become(Outcome.OWED, now)
+
+    def join(self, now: int) -> None:
+        """The server has joined the room: everything is owed, and it may want what it refused."""
+        self._joined_meanwhile = self.state is State.SENDING
+        self._tries.clear()
+        self.chosen, self.awaited = [], []
+        self._question = self._joining = None
+        self._unknown = self._not_before = 0
+        self.debtor.history.forget_room(self.room_id)
+        self._become(Outcome.JOINED, now)
+
+    def retry(self, now: int) -> None:
+        """Try everything now, whatever pause it is in."""
+        self._not_before = 0
+        for tries in self._tries.values():
+            tries.next_ts = 0
+        if self.state in (State.PAUSED, State.BEHIND_SYNAPSE):
+            self._become(Outcome.TIME, now)
+        elif self.state is not State.CONFIRMING:
+            self.next_ts = min(self.next_ts, now)
+
+    def confirmed(self, lost: list[StickyEvent], now: int) -> list[StickyEvent]:
+        """Events were looked for in the room's history; return those to give up."""
+        given_up = self._delay(lost, now, "it took the events and does not have them")
+        if self.state in (State.CONFIRMING, State.PAUSED):
+            self._become(Outcome.CONFIRMED, now)
+        return given_up
+
+    # Its steps, and how they ended.
+
+    def step(self, now: int) -> Look | Ask | Send:
+        """Return what to do next; to be called when :attr:`next_ts` has come."""
+        if self.state in (State.PAUSED, State.BEHIND_SYNAPSE):
+            self._become(Outcome.TIME, now)
+        if self.state is State.CHOSEN:
+            return Send(self, self.chosen[: self.debtor.limit])
+        question = self._joining if self.state is State.JOINING else self._question
+        if self.state is State.DUE or question is None:
+            return Look(self)
+        in_history = self.state is State.ARRIVING and not any(map(self._is_early, self.awaited))
+        return Ask(self, question.event_id, in_history)
+
+    def found(self, found: Found, now: int) -> None:
+        """The room was looked into."""
+        self._join_position = found.join_position
+        if not found.due or found.is_member is False:
+            self.debtor.history.forget_room(self.room_id)
+            self._become(Outcome.NOTHING, NEVER)
+            return
+        unsent = [e for e in found.due if e.event_id not in self.debtor.history]
+        times = [self._tries.get(event.event_id, _Tries()).next_ts for event in unsent]
+        payable = [event for event, ts in zip(unsent, times, strict=True) if ts <= now]
+        next_ts = max(self._not_before, min(times, default=0))
+        if not unsent:
+            self._become(Outcome.SENT_ALL, NEVER)
+        elif found.is_member is None:
+            self._become(Outcome.NOT_NOW, now + _FIRST_PAUSE_MS)
+        elif next_ts > now:
+            self._become(Outcome.NOT_NOW, next_ts)
+        elif found.undigested_id is not None:
+            self._question = Arrival.of_others(found.undigested_id, now)
+            self._become(Outcome.IS_DIGESTING, now)
+        elif self._waits_for_join(found.joining_id, now):
+            pass
+        else:
+            self.chosen = payable[:_MAX_EVENTS_PER_VISIT]
+            self._become(Outcome.CHOSE, now)
+        if self.state is not State.CHOSEN:
+            self._deferred_ts = None
+
+    def _waits_for_join(self, event_id: str | None, now: int) -> bool:
+        if event_id is None:
+            self._joining = None
+            return False
+        if self._joining is None:
+            self._joining = Joining(event_id, now, now)
+        if self._joining.is_unclear and now < self._joining.next_ts:
+            return False
+        self._become(Outcome.IS_JOINING, self._joining.next_ts)
+        return True
+
+    def heard(self, reply: Reply, now: int) -> Outcome:
+        """The server has answered the question; return how the payment goes on."""
+        if self.state is State.JOINING and self._joining is not None:
+            return self._heard_of_join(self._joining, reply, now)
+        question = self._question
+        if self.state not in (State.DIGESTING, State.ARRIVING) or question is None:
+            # The server has joined again meanwhile.
+            return Outcome.JOINED
+        has = question.took(reply, now)
+        if has is None:
+            outcome, next_ts = Outcome.NOT_READY, question.next_ts
+        elif self.state is State.DIGESTING:
+            outcome = Outcome.READY if has else Outcome.LOST
+            next_ts = now if has else now + _FIRST_PAUSE_MS
+        elif has:
+            self.debtor.read_ms = question.read_ms(now)
+            outcome, next_ts = self._arrived(question.event_id, now), now
+        else:
+            self._delay(self.awaited, now, "it took the events and does not have them")
+            self.chosen, self.awaited = [], []
+            outcome, next_ts = Outcome.LOST, now
+        self._become(outcome, next_ts)
+        return outcome
+
+    def _heard_of_join(self, joining: Joining, reply: Reply, now: int) -> Outcome:
+        is_ready = joining.took(reply, now)
+        if is_ready is None:
+            self.debtor.obstacle = "its join is not finished yet"
+            self._become(Outcome.NOT_READY, joining.next_ts)
+            return Outcome.NOT_READY
+        self._become(Outcome.READY, now)
+        return Outcome.READY if is_ready else Outcome.NOT_READY
+
+    def _arrived(self, event_id: str, now: int) -> Outcome:
+        """Events up to this one have arrived."""
+        count = [event.event_id for event in self.awaited].index(event_id) + 1
+        arrived, self.awaited = self.awaited[:count], self.awaited[count:]
+        early = [event for event in arrived if self._is_early(event)]
+        if early:
+            self.debtor.history.add(early, now)
+        self.settled += [event for event in arrived if not self._is_early(event)]
+        return Outcome.ROOM_LEFT if self.chosen else Outcome.ARRIVED
+
+    def _is_early(self, event: StickyEvent) -> bool:
+        """Whether an event is from before the server's join, as far as that is known."""
+        return event.position < self._join_position
+
+    def deferred(self, now: int, until_ts: int) -> None:
+        """Synapse's own queue goes first."""
+        if self._deferred_ts is None:
+            self._deferred_ts = now
+        self.debtor.obstacle = "Synapse's own queue is sending to it"
+        self._become(Outcome.DEFERRED, until_ts)
+
+    def may_defer(self, now: int) -> bool:
+        """Return whether Synapse's queue can go first: not for ever, if it gets nowhere."""
+        return self._deferred_ts is None or now - self._deferred_ts < MAX_DEFERRAL_MS
+
+    def queued(self) -> None:
+        """There is no slot: wait for :meth:`Debtor.granted`."""
+        self.next_ts = NEVER
+
+    def began(self, events: list[StickyEvent]) -> None:
+        """A transaction with these events is on its way."""
+        self._deferred_ts = None
+        self.chosen = self.chosen[len(events) :]
+        self._become(Outcome.TURN, NEVER)
+
+    def sent(self, sent: Sent, now: int) -> list[StickyEvent]:
+        """The server has answered; return the events to give up."""
+        self.debtor.succeeded()
+        self.chosen = sent.left + self.chosen
+        accepted = [] if self._joined_meanwhile else sent.accepted
+        for event in accepted:
+            self._tries.setdefault(event.event_id, _Tries()).copies += 1
+        self.awaited += accepted
+        self._unknown = 0 if accepted else self._unknown
+        given_up = self._delay(sent.refused, now, "it refuses some of the events", refusal=1)
+        if sent.missing:
+            self._pause_room(now)
+        if self.chosen and len(self.awaited) <= _MAX_STAGED:
+            self._become(Outcome.ROOM_LEFT, now)
+        elif self.awaited:
+            # The next transaction must find room beside what is staged then.
+            last = self.awaited[-1 - _MAX_STAGED if self.chosen else -1]
+            count = self.awaited.index(last) + 1
+            self._question = Arrival.of(last.event_id, count, self.debtor.read_ms, now)
+            self._become(Outcome.TAKEN, self._question.next_ts)
+        else:
+            self._become(Outcome.NOTHING_TAKEN, now)
+        return given_up
+
+    def _pause_room(self, now: int) -> None:
+        """The server does not know the room: send it nothing there for a while."""
+        self.debtor.obstacle = "it does not know the room yet"
+        self.chosen = []
+        self._unknown += 1
+        self._not_before = now + _pause_ms(_FIRST_PAUSE_MS, self._unknown, _LONGEST_PAUSE_MS)
+
+    def failed(self, now: int) -> None:
+        """The transaction failed, as :meth:`Debtor.failed` knows."""
+        # Those of the transactions before it are taken: now the room's history has to tell.
+        if self.awaited:
+            self.debtor.history.add(self.awaited, now)
+        self.chosen, self.awaited = [], []
+        self._become(Outcome.FAILED, now)
+
+    def set_aside(self, event: StickyEvent, now: int) -> None:
+        """This event makes a transaction fail even if it is alone in it: let others go first."""
+        tries = self._tries.setdefault(event.event_id, _Tries())
+        tries.count += 1
+        tries.next_ts = now + _pause_ms(_ALONE_PAUSE_MS, tries.count, _LONGEST_PAUSE_MS)
+
+    def _delay(
+        self, events: Iterable[StickyEvent], now: int, obstacle: str, refusal: int = 0
+    ) -> list[StickyEvent]:
+        """Try these again after a pause; return those that were refused too often for that."""
+        given_up = []
+        for event in events:
+            self.debtor.obstacle = obstacle
+            tries = self._tries.setdefault(event.event_id, _Tries())
+            tries.count += 1
+            tries.refusals += refusal
+            if tries.refusals >= _MAX_REFUSALS:
+                given_up.append(event)
+                del self._tries[event.event_id]
+                continue
+            pause_ms = _pause_ms(_FIRST_PAUSE_MS, tries.count, _LONGEST_PAUSE_MS)
+            if tries.copies > 1:
+                pause_ms = max(pause_ms, _TAKEN_PAUSE_MS)
+            tries.next_ts = now + pause_ms
+        return given_up
+
+
+def _pause_ms(first_ms: int, count: int, longest_ms: int) -> int:
+    return min(first_ms << min(count - 1, 20), longest_ms)
+
+
+@attr.s(slots=True, auto_attribs=True)
+class Debtor:
+    """A server that is owed something, as far as we know.
+
+    Attributes:
+        rooms: what it is owed by room.
+        history: the events that are still to be found in the history of their rooms.
+        limit: how many events a transaction may have: fewer after one of ours failed.
+        failures: how many transactions have failed in a row.
+        not_before: the server is left alone until then.
+        obstacle: why the last try came to nothing.
+        read_ms: how long it takes to read one event of a transaction.
+    """
+
+    server_name: str
+    rooms: dict[str, Payment] = attr.Factory(dict)
+    history: History = attr.Factory(History)
+    limit: int = MAX_EVENTS
+    failures: int = 0
+    not_before: int = 0
+    obstacle: str = ""
+    read_ms: int = READ_MS
+    # For the log.
+    paid: int = 0
+    oldest_age_ms: int = 0
+    _not_before_if_back: int = 0
+
+    def payment(self, room_id: str) -> Payment:
+        """Return the payment in a room, a new one if there was none."""
+        return self.rooms.setdefault(room_id, Payment(room_id, self))
+
+    @property
+    def next_ts(self) -> int:
+        """When the server wants to go on."""
+        return max(self.not_before, min((p.next_ts for p in self.rooms.values()), default=NEVER))
+
+    def next(self, now: int) -> Look | Ask | Send | None:
+        """Return what to do next, None if there is nothing to do yet."""
+        if not self.rooms or self.next_ts > now:
+            return None
+        return min(self.rooms.values(), key=lambda payment: payment.next_ts).step(now)
+
+    def is_busy(self, now: int) -> bool:
+        """Return whether it is being paid, so that Synapse's queue may wait for the end."""
+        return now >= self.not_before and any(p.state in _BUSY for p in self.rooms.values())
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether anything is still to be sent."""
+        return any(p.state not in _SENT_ALL for p in self.rooms.values())
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is owed."""
+        return not self.rooms and not self.history
+
+    def forget_settled(self) -> None:
+        """Forget the rooms in which nothing is owed."""
+        for room_id in [p.room_id for p in self.rooms.values() if p.state is State.SETTLED]:
+            del self.rooms[room_id]
+
+    def pause(self, until_ts: int, if_back_ts: int, obstacle: str) -> None:
+        """Leave the server alone; until an earlier time if it shows that it is back."""
+        self.not_before, self._not_before_if_back = until_ts, if_back_ts
+        self.obstacle = obstacle
+
+    def wake(self) -> None:
+        """The server shows that it is back."""
+        self.not_before = min(self.not_before, self._not_before_if_back)
+
+    def retry(self, now: int) -> None:
+        """Try everything now, whatever pause it is in."""
+        self.not_before = 0
+        for payment in self.rooms.values():
+            payment.retry(now)
+
+    def granted(self, now: int) -> None:
+        """There is a slot."""
+        for payment in self.rooms.values():
+            if payment.state is State.CHOSEN:
+                payment.next_ts = now
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether it waits for a slot."""
+        return any(p.state is State.CHOSEN and p.next_ts == NEVER for p in self.rooms.values())
+
+    def broke(self, step: Look | Ask | Send | None, now: int, pause_ms: int, obstacle: str) -> None:
+        """A step could not be performed, for an error of ours."""
+        if step is not None and step.payment.state is State.SENDING:
+            step.payment.failed(now)
+        self.pause(now + pause_ms, now + pause_ms, obstacle)
+
+    def synapse_ended(self, now: int) -> None:
+        """A transaction of Synapse's own queue has ended."""
+        for payment in self.rooms.values():
+            if payment.state is State.BEHIND_SYNAPSE:
+                payment.next_ts = now
+
+    def succeeded(self) -> None:
+        """The server has taken a transaction."""
+        self.failures, self.not_before = 0, 0
+        self.limit = min(self.limit + 1, MAX_EVENTS)
+
+    def failed(
+        self,
+        send: Send,
+        now: int,
+        obstacle: str,
+        *,
+        is_alone: bool,
+        pause_ms: int = 0,
+    ) -> None:
+        """A transaction has failed as a whole.
+
+        Args:
+            is_alone: whether the server was there: then the transaction may be the reason,
+                and is halved down to the event with which it fails.
+            pause_ms: how long the server wants to be left alone.
+        """
+        self.failures += 1
+        ours_ms = _pause_ms(_FIRST_PAUSE_MS, self.failures, _LONGEST_SERVER_PAUSE_MS)
+        if_back_ts = now + max(ours_ms // _PART_IF_BACK, pause_ms)
+        self.pause(now + max(ours_ms, pause_ms), if_back_ts, obstacle)
+        send.payment.failed(now)
+        if is_alone and len(send.events) > 1:
+            self.limit = len(send.events) // 2
+        elif is_alone:
+            send.payment.set_aside(send.events[0], now)
+
+
+_SENT_ALL: Final = {State.SETTLED, State.CONFIRMING}
+_BUSY: Final = {State.DUE, State.DIGESTING, State.CHOSEN, State.SENDING, State.ARRIVING}

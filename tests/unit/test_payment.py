@@ -1,0 +1,386 @@
+"""The payment of what a server is owed: no outcome, and no clock, makes it forget anything."""
+
+import enum
+from collections.abc import Callable
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from synapse_sticky.deliverable.index import StickyEvent
+from synapse_sticky.servers.confirmation import Reply
+from synapse_sticky.servers.payment import (
+    MAX_EVENTS,
+    NEVER,
+    TRANSITIONS,
+    Ask,
+    Debtor,
+    Found,
+    Look,
+    Outcome,
+    Send,
+    Sent,
+    State,
+)
+from tests.diagram import drawn, on_page
+
+ROOMS = ["!a:a.example", "!b:a.example", "!c:a.example"]
+HOUR_MS = 3_600_000
+
+
+def event(number: int, room_id: str = ROOMS[0]) -> StickyEvent:
+    """A sticky event."""
+    return StickyEvent(f"${number}", room_id, 0, number, HOUR_MS, number, owed=True)
+
+
+# The table
+
+
+def test_every_state_is_in_the_table() -> None:
+    assert set(TRANSITIONS) == set(State)
+    assert {outcome for outcomes in TRANSITIONS.values() for outcome in outcomes} == set(Outcome)
+
+
+@pytest.mark.parametrize("state", State)
+def test_no_state_is_a_trap(state: State) -> None:
+    """From each there is a way to the end, and to each a way from the beginning."""
+
+    def reachable(start: State) -> set[State]:
+        found, left = {start}, [start]
+        while left:
+            new = set(TRANSITIONS[left.pop()].values()) - found
+            found |= new
+            left += new
+        return found
+
+    assert State.SETTLED in reachable(state)
+    assert state in reachable(State.SETTLED)
+
+
+def test_a_slot_is_needed_in_one_state_only() -> None:
+    into = {
+        (state, outcome)
+        for state, outcomes in TRANSITIONS.items()
+        for outcome, after in outcomes.items()
+        if after is State.SENDING and state is not State.SENDING
+    }
+    assert into == {(State.CHOSEN, Outcome.TURN)}
+
+
+def test_the_diagram_shows_the_table() -> None:
+    """`python -m tests.diagram` draws it."""
+    assert on_page() == drawn()
+
+
+# Any outcomes
+
+
+class Mood(enum.Enum):
+    """How the simulated server behaves."""
+
+    ANY = enum.auto()
+    GOOD = enum.auto()
+
+
+class World:
+    """A server that does anything, and what drives a debtor as the looper does.
+
+    Attributes:
+        owed: the events that are not settled, by room.
+        kept: those that the server has in its rooms' history.
+    """
+
+    def __init__(self, random: Random) -> None:
+        self.random = random
+        self.mood = Mood.ANY
+        self.now = 0
+        self.debtor = Debtor("b.example")
+        self.owed: dict[str, list[StickyEvent]] = {room_id: [] for room_id in ROOMS}
+        self.kept: set[str] = set()
+        self.given_up: set[str] = set()
+        self.refusals = dict[str, int]()
+        self.join_position = random.choice([0, 50, 10_000])
+        self._next_event = 0
+
+    def chance(self, probability: float) -> bool:
+        """Whether the server misbehaves now."""
+        return self.mood is Mood.ANY and self.random.random() < probability
+
+    def owe(self, room_id: str, count: int) -> None:
+        """More events are due."""
+        for _ in range(count):
+            self._next_event += 1
+            self.owed[room_id].append(event(self._next_event, room_id))
+        self.debtor.payment(room_id).owe(self.now)
+
+    def disturb(self) -> None:
+        """Something happens that the payment did not ask for."""
+        room_id = self.random.choice(ROOMS)
+        happenings: list[Callable[[], object]] = [
+            lambda: self.owe(room_id, self.random.randint(1, 70)),
+            lambda: self.debtor.payment(room_id).join(self.now),
+            self.debtor.wake,
+            lambda: self.debtor.retry(self.now),
+            lambda: self.debtor.synapse_ended(self.now),
+            lambda: setattr(self, "now", self.now + self.random.choice([1, 500, 10_000, 400_000])),
+        ]
+        self.random.choice(happenings)()
+
+    def settle(self, room_id: str, event_ids: set[str]) -> None:
+        """These are settled."""
+        self.owed[room_id] = [e for e in self.owed[room_id] if e.event_id not in event_ids]
+
+    def run(self, steps: int) -> bool:
+        """Perform steps; whether everything is settled."""
+        for _ in range(steps):
+            if self.mood is Mood.ANY and self.random.random() < 0.2:
+                self.disturb()
+            self.check_history()
+            step = self.debtor.next(self.now)
+            if step is not None:
+                self.perform(step)
+            elif self.debtor.is_queued:
+                self.debtor.granted(self.now)
+            elif self.debtor.is_settled:
+                return True
+            else:
+                # Whatever it waits for has a time.
+                wake_ts = self.debtor.next_ts
+                if self.debtor.history:
+                    wake_ts = min(wake_ts, max(self.debtor.history.next_ts, self.now + 1))
+                assert wake_ts < NEVER, self.debtor
+                assert wake_ts > self.now
+                self.now = wake_ts
+            self.check_nothing_forgotten()
+        return False
+
+    def check_nothing_forgotten(self) -> None:
+        """What is owed has a payment, and a slot is held in one room at most."""
+        for room_id, events in self.owed.items():
+            payment = self.debtor.rooms.get(room_id)
+            if events:
+                assert payment is not None
+                assert payment.state is not State.SETTLED
+        sending = [p for p in self.debtor.rooms.values() if p.state is State.SENDING]
+        assert not sending, "nothing is sent between two steps"
+
+    def check_history(self) -> None:
+        """Ask about what has arrived, as the looper does beside payments."""
+        history = self.debtor.history
+        if not history or history.next_ts > self.now:
+            return
+        batch, lost = history.batch(), []
+        for checked in batch:
+            reply = Reply.HAS if checked.event_id in self.kept else Reply.HAS_NOT
+            if self.chance(0.3):
+                reply = self.random.choice(list(Reply))
+            kept = history.took(checked, reply, self.now)
+            if kept is None:
+                break
+            if kept:
+                self.settle(checked.room_id, {checked.event_id})
+            else:
+                lost.append(checked)
+        payment = self.debtor.rooms.get(batch[0].room_id)
+        if payment is not None and (lost or not history.has_room(payment.room_id)):
+            payment.confirmed(lost, self.now)
+
+    def perform(self, step: Look | Ask | Send) -> None:
+        """What the looper does with a step."""
+        room_id = step.payment.room_id
+        if isinstance(step, Look):
+            if self.chance(0.1):
+                self.debtor.pause(self.now + 5_000, self.now, "back-off")
+                return
+            due = self.owed[room_id]
+            step.payment.found(
+                Found(
+                    list(due),
+                    None if self.chance(0.1) else True,
+                    "$first" if self.chance(0.3) else None,
+                    "$newest" if self.chance(0.2) else None,
+                    self.join_position,
+                ),
+                self.now,
+            )
+            self.debtor.forget_settled()
+        elif isinstance(step, Ask):
+            reply = Reply.HAS
+            if step.event_id.removeprefix("$").isdigit() and step.event_id not in self.kept:
+                reply = Reply.HAS_NOT
+            if self.chance(0.5):
+                reply = self.random.choice(list(Reply))
+            self.now += self.random.choice([1, 100, 10_000])
+            step.payment.heard(reply, self.now)
+            settled, step.payment.settled = step.payment.settled, []
+            self.settle(room_id, {e.event_id for e in settled})
+        elif self.chance(0.2):
+            step.payment.deferred(self.now, self.now + 500)
+        elif self.chance(0.2):
+            step.payment.queued()
+        else:
+            self.send(step)
+
+    def send(self, step: Send) -> None:
+        """A transaction, whatever comes of it."""
+        assert 0 < len(step.events) <= MAX_EVENTS
+        assert {e.event_id for e in step.events} <= {
+            e.event_id for e in self.owed[step.payment.room_id]
+        }
+        step.payment.began(step.events)
+        self.now += self.random.choice([10, 500, 20_000])
+        if self.chance(0.3):
+            self.debtor.failed(step, self.now, "it failed", is_alone=self.random.random() < 0.5)
+            return
+        if self.chance(0.05):
+            step.payment.join(self.now)
+        count = self.random.randint(1, len(step.events))
+        sent = Sent(left=step.events[count:])
+        for one in step.events[:count]:
+            fate = self.random.random() if self.mood is Mood.ANY else 1
+            if fate < 0.1:
+                self.refusals[one.event_id] = self.refusals.get(one.event_id, 0) + 1
+                sent.refused.append(one)
+            elif fate < 0.2:
+                sent.missing.append(one)
+            else:
+                sent.accepted.append(one)
+                if fate > 0.3:
+                    self.kept.add(one.event_id)
+        given_up = {e.event_id for e in step.payment.sent(sent, self.now)}
+        self.given_up |= given_up
+        self.settle(step.payment.room_id, given_up)
+
+
+# F1, F7
+@settings(deadline=None, max_examples=30)
+@given(st.randoms(use_true_random=False), st.integers(0, 300))
+def test_nothing_owed_is_forgotten(random: Random, steps: int) -> None:
+    """After any outcomes, a server that behaves from then on has everything, and soon."""
+    world = World(random)
+    for room_id in ROOMS:
+        world.owe(room_id, random.randint(0, 120))
+    world.run(steps)
+    world.mood = Mood.GOOD
+    began = world.now
+    assert world.run(20_000), world.debtor
+    assert not any(world.owed.values())
+    assert world.now - began < HOUR_MS
+    # Only what it refused several times is given up.
+    assert all(world.refusals[event_id] >= 4 for event_id in world.given_up)
+
+
+# F5a
+@given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 120))
+def test_failures_make_tries_rare_and_small(alone: list[bool], count: int) -> None:
+    """The more transactions fail in a row, the longer the pause, and if they may be the
+    reason they are halved."""
+    debtor, now, last_pause, last_size = Debtor("b.example"), 0, 0, MAX_EVENTS
+    due = [event(number) for number in range(1, count + 1)]
+    debtor.payment(ROOMS[0]).owe(now)
+    for is_alone in alone:
+        step = debtor.next(now)
+        assert isinstance(step, Look)
+        step.payment.found(Found(due), now)
+        step = debtor.next(now)
+        if step is None:
+            # All events are set aside by now, and for longer than the server.
+            assert debtor.next_ts > now
+            break
+        assert isinstance(step, Send)
+        assert len(step.events) <= last_size
+        step.payment.began(step.events)
+        debtor.failed(step, now, "it failed", is_alone=is_alone)
+        if is_alone:
+            last_size = max(1, len(step.events) // 2)
+        pause = debtor.not_before - now
+        assert pause >= last_pause
+        assert debtor.next(now + pause - 1) is None
+        now, last_pause = debtor.not_before, pause
+
+
+# F7
+def test_a_poisonous_event_holds_up_no_other() -> None:
+    """The one event with which every transaction fails is found, and the others are sent."""
+    debtor, now = Debtor("b.example"), 0
+    due = {number: event(number) for number in range(1, 41)}
+    debtor.payment(ROOMS[0]).owe(now)
+    tries = 0
+    while len(due) > 1:
+        now = max(now, debtor.next_ts)
+        step = debtor.next(now)
+        if isinstance(step, Look):
+            step.payment.found(Found(list(due.values()), join_position=NEVER), now)
+        elif isinstance(step, Ask):
+            step.payment.heard(Reply.HAS, now)
+            for number in [n for n, e in due.items() if e.event_id in debtor.history]:
+                del due[number]
+        elif isinstance(step, Send):
+            step.payment.began(step.events)
+            if any(e.event_id == "$17" for e in step.events):
+                tries += 1
+                debtor.failed(step, now, "it answered 413", is_alone=True)
+            else:
+                step.payment.sent(Sent(accepted=step.events), now)
+    assert list(due) == [17]
+    assert tries < 15
+    assert now < 120_000
+
+
+# F2, F7
+def test_a_slow_join_loses_nothing() -> None:
+    """A server whose join takes half an hour is asked ever more rarely, and paid soon after."""
+    debtor, now, questions, tries = Debtor("b.example"), 0, 0, 0
+    due = [event(number) for number in range(1, 6)]
+    ready_ts = 1_800_000
+    first_id: str | None = "$first"
+    debtor.payment(ROOMS[0]).join(now)
+    while not all(e.event_id in debtor.history for e in due):
+        now = max(now, debtor.next_ts)
+        step = debtor.next(now)
+        if isinstance(step, Look):
+            step.payment.found(Found(due, joining_id=first_id, join_position=NEVER), now)
+        elif isinstance(step, Ask):
+            questions += 1
+            outcome = step.payment.heard(Reply.HAS if now >= ready_ts else Reply.HAS_NOT, now)
+            first_id = None if outcome is Outcome.READY else first_id
+        elif isinstance(step, Send):
+            tries += 1
+            step.payment.began(step.events)
+            # It does not know the room yet, and says so by not naming the events.
+            took = step.events if now >= ready_ts else []
+            missing = step.events if now < ready_ts else []
+            step.payment.sent(Sent(accepted=took, missing=missing), now)
+    assert now < ready_ts + 600_000
+    assert questions < 60
+    assert tries < 20
+
+
+# F5
+def test_slow_readers_get_nothing_thrice() -> None:
+    """A server that reads three events in a second is given the time."""
+    debtor, now = Debtor("b.example"), 0
+    due = [event(number) for number in range(1, 201)]
+    copies = dict.fromkeys((e.event_id for e in due), 0)
+    queue: list[str] = []
+    read_at: dict[str, float] = {}
+    debtor.payment(ROOMS[0]).owe(now)
+    while not all(e.event_id in debtor.history for e in due):
+        now = max(now, debtor.next_ts)
+        step = debtor.next(now)
+        if isinstance(step, Look):
+            step.payment.found(Found(due, join_position=NEVER), now)
+        elif isinstance(step, Ask):
+            has = read_at.get(step.event_id, NEVER) <= now
+            step.payment.heard(Reply.HAS if has else Reply.HAS_NOT, now)
+        elif isinstance(step, Send):
+            step.payment.began(step.events)
+            for one in step.events:
+                copies[one.event_id] += 1
+                if one.event_id not in read_at:
+                    queue.append(one.event_id)
+                    begun = max(now, max(read_at.values(), default=0))
+                    read_at[one.event_id] = begun + 333
+            step.payment.sent(Sent(accepted=step.events), now)
+    assert max(copies.values()) <= 2
