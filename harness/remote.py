@@ -63,8 +63,25 @@ class Room:
     heads: list[str] = field(default_factory=list)
 
 
+class Harm(enum.Enum):
+    """How a server fails a transaction, other than with an HTTP status."""
+
+    # It does not answer for a minute.
+    HANG = enum.auto()
+    # It closes the connection.
+    CLOSE = enum.auto()
+
+
 class _NotFound(Exception):
     """The answer is 404."""
+
+
+class _Harmed(Exception):
+    """The answer is that status, or none."""
+
+    def __init__(self, harm: int | Harm) -> None:
+        super().__init__(f"The test wants it so: {harm}")
+        self.harm = harm
 
 
 class RemoteServer:
@@ -88,6 +105,11 @@ class RemoteServer:
         # What it says of each event that it is sent. None leaves the event out of the answer;
         # such an event, and one with an "error", it does not take. A test may replace it.
         self.judge: Callable[[Event], JsonDict | None] = lambda event: {}
+        # How it fails a transaction, by its ID and body: with an HTTP status or worse; None for
+        # not at all. A test may replace it.
+        self.harm: Callable[[str, JsonDict], int | Harm | None] = lambda txn_id, body: None
+        # The transactions that it failed.
+        self.harmed: list[JsonDict] = []
         # Whether it has an event that it knows in its room's history, other than as an outlier.
         self.has_in_history: Callable[[Event], bool] = self._has_in_history
         # Whether it leaves memberships out of its answer to a join if it may: a faster join.
@@ -589,7 +611,10 @@ class RemoteServer:
                 )
             case "POST", "_matrix", ["federation", "v1", "get_missing_events", room_id]:
                 return {"events": self.answer_missing_events(room_id, body)}
-            case "PUT", "_matrix", ["federation", "v1", "send", _]:
+            case "PUT", "_matrix", ["federation", "v1", "send", txn_id]:
+                if harm := self.harm(txn_id, body):
+                    self.harmed.append(body)
+                    raise _Harmed(harm)
                 return self._answer_transaction(body)
             case _, "_matrix", ["federation", ("v1" | "v2") as version, *rest]:
                 if rest[0] == "timestamp_to_event":
@@ -835,6 +860,13 @@ class _Handler(BaseHTTPRequestHandler):
                 answer = remote.answer(self.command, self.path, body)
             except _NotFound as error:
                 status, answer = 404, {"errcode": "M_NOT_FOUND", "error": str(error)}
+            except _Harmed as error:
+                if isinstance(error.harm, Harm):
+                    if error.harm is Harm.HANG:
+                        time.sleep(60)
+                    self.close_connection = True
+                    return
+                status, answer = error.harm, {"errcode": "M_UNKNOWN", "error": str(error)}
             except Exception as error:
                 _log.exception("%s %s", self.command, self.path)
                 status, answer = 500, {"errcode": "M_UNKNOWN", "error": str(error)}

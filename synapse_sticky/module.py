@@ -165,14 +165,7 @@ class StickyEventsModule:
                 api, clock, reader, federation, ledger, config, metrics, Broadcast(hs, clock)
             )
             looper.start(config)
-            outgoing.follow_queues(
-                hs,
-                federation,
-                metrics,
-                looper.goes_first,
-                looper.before_transaction,
-                looper.on_accepted,
-            )
+            outgoing.follow_queues(hs, metrics, looper)
             outgoing.follow_returns(hs, looper.on_back)
             on_messages(hs, {RETRY: looper.retry})
             Obstacles(api, obstacles, federation, looper).start(config)

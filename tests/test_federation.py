@@ -235,7 +235,7 @@ def test_refused_events(homeserver: Homeserver, alice: Client, remote: RemoteSer
     remote.join(homeserver, room, "carol")
     wait_until_received(remote, [first, last])
     # Other tests use this Synapse too.
-    given_up = f"{remote.server_name} does not get 1 sticky events of room {room!r} "
+    given_up = f"Giving up on sending 1 sticky events in {room!r} to {remote.server_name}"
     eventually(lambda: given_up in homeserver.log(), 30, "the end of the tries")
     tries = receipts(remote, [refused])[refused]
     assert 1 < tries <= 4

@@ -1,5 +1,7 @@
 """Servers that are away, misbehave or are killed get what they missed, and hold nobody up."""
 
+import contextlib
+import json
 import shutil
 import threading
 import time
@@ -11,9 +13,10 @@ from typing import Any
 import pytest
 
 from harness.client import Client
+from harness.event_format import event_from_pdu
 from harness.homeserver import BACKGROUND_WORKER, SENDERS, Homeserver
 from harness.proxy import Fault
-from harness.remote import RemoteServer
+from harness.remote import Harm, RemoteServer
 from harness.wait import eventually
 from tests import debts
 from tests.federation import (
@@ -36,6 +39,7 @@ from tests.support import (
     send_plain,
     send_sticky,
     sticky_in,
+    text,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.deployments("sqlite", "workers")]
@@ -148,6 +152,238 @@ def test_one_failure_delays_nobody_else(
     assert not set(missed) & stored(mixed_peer, room)
     mixed_peer.proxy.set_fault(Fault.NONE)
     wait_until_stored(mixed_peer, room, missed, timeout_s=60)
+
+
+def fail_ours(remote: RemoteServer, harm: int | Harm) -> None:
+    """Fail the module's transactions from now on, and take those of Synapse's queue."""
+    remote.harm = lambda txn_id, body: harm if txn_id.startswith("sticky") else None
+
+
+def has_failed(homeserver: Homeserver, remote: RemoteServer) -> bool:
+    """Whether Synapse has noted a failure of a server."""
+    row = "SELECT 1 FROM destinations WHERE destination = ? AND failure_ts IS NOT NULL"
+    return bool(homeserver.query(row, remote.server_name))
+
+
+# F5a, F7
+@pytest.mark.deployments("sqlite")
+def test_our_failures_cost_a_server_none_of_its_ordinary_traffic(
+    homeserver: Homeserver, alice: Client
+) -> None:
+    """Whatever happens to our transactions, Synapse's arrive as at a server that takes both."""
+    room = create_room(alice)
+    sticky = send_sticky(alice, room, 4)
+    harms: list[int | Harm | None] = [None, 500, 400, 413, 429, Harm.HANG, Harm.CLOSE]
+    with contextlib.ExitStack() as stack:
+        remotes = [stack.enter_context(RemoteServer()) for _ in harms]
+        for remote, harm in zip(remotes, harms, strict=True):
+            if harm is not None:
+                fail_ours(remote, harm)
+            remote.join(homeserver, room, "carol")
+        unharmed, *harmed = remotes
+        wait_until_received(unharmed, sticky)
+        for remote in harmed:
+            eventually(lambda remote=remote: remote.harmed, what="a failure")  # type: ignore[misc]
+        late_s = 0.0
+        for _ in range(12):
+            event_id = alice.send(room)
+            unharmed.wait_for(event_id)
+            began = time.monotonic()
+            for remote in harmed:
+                remote.wait_for(event_id)
+            late_s += time.monotonic() - began
+        # Two seconds are what Synapse's queue may wait for us, once.
+        assert late_s < 3
+        assert not any(has_failed(homeserver, remote) for remote in remotes)
+        for remote in harmed:
+            assert len(remote.harmed) < 12
+            assert not set(receipts(remote, sticky)) & {e.event_id for e in remote.received}
+            remote.harm = lambda txn_id, body: None
+        for remote in harmed[:4]:
+            alice.send(room)
+            wait_until_received(remote, sticky, timeout_s=30)
+
+
+# F5a
+def test_events_that_do_not_fit_together(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """Behind a proxy with nginx's default limit of 1 MB a server gets all, and no failure."""
+    room = create_room(alice)
+    sticky = [alice.send(room, text("x" * 30_000), sticky_ms=HOUR_MS) for _ in range(40)]
+    remote.harm = lambda txn_id, body: 413 if len(json.dumps(body)) > 1_000_000 else None
+    remote.join(homeserver, room, "carol")
+    wait_until_received(remote, sticky)
+    assert not remote.harmed
+    assert receipts(remote, sticky) == dict.fromkeys(sticky, 1)
+
+
+# F5a, F7
+@pytest.mark.deployments("sqlite")
+def test_event_that_a_server_cannot_take(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """One with which every transaction fails holds up the others for a few seconds only."""
+    room = create_room(alice)
+    sticky = send_sticky(alice, room, 10)
+    poison = sticky.pop(3)
+
+    def harm(txn_id: str, body: Any) -> int | None:
+        events = [event_from_pdu("10", pdu) for pdu in body["pdus"]]
+        return 400 if poison in {event.event_id for event in events} else None
+
+    remote.harm = harm
+    remote.join(homeserver, room, "carol")
+    wait_until_received(remote, sticky)
+    assert not has_failed(homeserver, remote)
+    remote.harm = lambda txn_id, body: None
+    wait_until_received(remote, [poison])
+    assert receipts(remote, sticky) == dict.fromkeys(sticky, 1)
+
+
+# F5
+def test_dead_servers_take_nobodys_place(make_homeserver: MakeHomeserver) -> None:
+    """With twice as many servers that do not answer as slots, a server that joins is paid."""
+    homeserver = make_homeserver(
+        "sqlite",
+        federation=True,
+        module_config={"federation_grace_period": "1s", "max_servers_at_once": 3},
+    )
+    homeserver.start()
+    alice = homeserver.register()
+    dead_room, room = create_room(alice), create_room(alice)
+    missed, sticky = send_sticky(alice, dead_room, 2), send_sticky(alice, room, 2)
+    with contextlib.ExitStack() as stack:
+        dead = [stack.enter_context(RemoteServer()) for _ in range(6)]
+        for remote in dead:
+            remote.harm = lambda txn_id, body: Harm.HANG
+            remote.join(homeserver, dead_room, "carol")
+        for remote in dead:
+            eventually(lambda remote=remote: remote.harmed, what="a try")  # type: ignore[misc]
+        joiner = stack.enter_context(RemoteServer())
+        joiner.join(homeserver, room, "dave")
+        began = time.monotonic()
+        wait_until_received(joiner, sticky)
+        assert time.monotonic() - began < 2
+        assert not any(receipts(remote, missed) for remote in dead)
+
+
+# F5a
+def test_synapses_own_sending_waits_for_no_failure_of_ours(
+    make_homeserver: MakeHomeserver, remote: RemoteServer
+) -> None:
+    """While our tables cannot be read, plain events arrive as ever, and the log is not flooded."""
+    homeserver = make_homeserver(
+        "sqlite", federation=True, module_config={"federation_grace_period": "1s"}
+    )
+    homeserver.start()
+    alice = homeserver.register()
+    room = create_room(alice)
+    remote.join(homeserver, room, "carol")
+    homeserver.stop()
+    table = "ALTER TABLE synapse_sticky_watermarks RENAME TO"
+    homeserver.execute(f"{table} elsewhere")
+    position = homeserver.log_position()
+    homeserver.start()
+    (sticky,) = send_sticky(alice, room)
+    remote.wait_for(sticky)
+    for _ in range(10):
+        began = time.monotonic()
+        remote.wait_for(alice.send(room))
+        assert time.monotonic() - began < 2
+    assert homeserver.log_since(position).count("Cannot look for servers that are owed") == 1
+    homeserver.execute("ALTER TABLE elsewhere RENAME TO synapse_sticky_watermarks")
+    with RemoteServer() as joiner:
+        joiner.join(homeserver, room, "dave")
+        wait_until_received(joiner, [sticky])
+
+
+# F3, F5
+def test_one_question_for_each_transaction(
+    make_homeserver: MakeHomeserver, remote: RemoteServer
+) -> None:
+    """A server that was merely away is asked no more than that."""
+    homeserver = make_homeserver(
+        "sqlite", federation=True, module_config={"federation_grace_period": "1s"}
+    )
+    homeserver.start()
+    alice = homeserver.register()
+    room = create_room(alice)
+    remote.join(homeserver, room, "carol")
+    (before,) = send_sticky(alice, room)
+    wait_until_received(remote, [before])
+    homeserver.stop()
+    remote.harm = lambda txn_id, body: 503
+    homeserver.start()
+    missed = send_sticky(alice, room, 60)
+    # Synapse's own queue forgets them.
+    homeserver.restart()
+    asked = len(questions(remote))
+    tried = sum("/send/sticky" in path for _, path in remote.requests)
+    remote.harm = lambda txn_id, body: None
+    wait_until_received(remote, missed, timeout_s=40)
+    time.sleep(2)
+    ours = [path for _, path in remote.requests if "/send/sticky" in path]
+    assert 1 < len(ours) - tried <= 4
+    assert len(questions(remote)) - asked <= len(ours) - tried
+    # Synapse's catch-up sends the newest one too.
+    assert receipts(remote, missed[:-1]) == dict.fromkeys(missed[:-1], 1)
+
+
+def questions(remote: RemoteServer) -> list[str]:
+    """The questions whether the server has an event."""
+    kinds = ("/event/", "/timestamp_to_event/")
+    return [path for _, path in remote.requests if any(kind in path for kind in kinds)]
+
+
+# F2, F7
+def test_restart_during_a_join(make_homeserver: MakeHomeserver, remote: RemoteServer) -> None:
+    """What a server takes and ignores while it is joining is sent again, though we restarted."""
+    homeserver = make_homeserver(
+        "sqlite", federation=True, module_config={"federation_grace_period": "1s"}
+    )
+    homeserver.start()
+    alice = homeserver.register()
+    room = create_room(alice)
+    before = send_sticky(alice, room, 2)
+    known_event, is_joining = remote._known_event, True
+
+    def known_once_joined(event_id: str) -> Any:
+        return known_event("$unknown" if is_joining else event_id)
+
+    remote._known_event = known_once_joined  # type: ignore[method-assign]
+    remote.join(homeserver, room, "carol")
+    eventually(lambda: questions(remote), what="the question whether it has joined")
+    homeserver.restart()
+    fresh = send_sticky(alice, room, 2)
+    wait_until_received(remote, fresh)
+    time.sleep(2)
+    assert not receipts(remote, before)
+    is_joining = False
+    wait_until_received(remote, before)
+    wait_until_received(remote, fresh, times=2)
+
+
+# F1, F3
+def test_user_of_ours_who_comes_back(make_homeserver: MakeHomeserver, remote: RemoteServer) -> None:
+    """While none of our users is in a room nobody is paid there, and when one is back, at once."""
+    homeserver = make_homeserver(
+        "sqlite", federation=True, module_config={"federation_grace_period": "1s"}
+    )
+    homeserver.start()
+    alice = homeserver.register()
+    room = create_room(alice)
+    remote.join(homeserver, room, "carol")
+    remote.harm = lambda txn_id, body: 503
+    missed = send_sticky(alice, room, 2)
+    alice.leave(room)
+    # Synapse's own queue forgets them.
+    homeserver.restart()
+    remote.harm = lambda txn_id, body: None
+    time.sleep(3)
+    assert not {e.event_id for e in remote.received} & set(missed)
+    alice.join(room, via=[remote.server_name])
+    wait_until_received(remote, missed, timeout_s=10)
 
 
 # F2, F5

@@ -14,10 +14,13 @@ from typing import Final
 import attr
 
 from synapse_sticky.deliverable.index import StickyEvent, StickyIndex
-from synapse_sticky.stickiness import MAX_DURATION_MS
 from synapse_sticky.storage.rows import WatermarkRow
 
 _NOTHING_SETTLED: Final = -1
+# How many events of a room that are settled ahead of the watermark are remembered, and for how
+# long if they do not get into the index: then nobody is owed them, or they come there late.
+_MAX_AHEAD: Final = 5_000
+_MAX_UNKNOWN_MS: Final = 600_000
 
 
 @attr.s(slots=True, auto_attribs=True)
@@ -86,8 +89,12 @@ class Watermarks:
             join = index.join(server_name, room_id)
             watermark = _Watermark(join.position if join else 0)
             self._by_room.setdefault(room_id, {})[server_name] = watermark
-        watermark.ahead.update((e, now_ts + MAX_DURATION_MS) for e in event_ids)
+        for event_id in event_ids:
+            event = index.get(event_id)
+            watermark.ahead[event_id] = event.expires_ts if event else now_ts + _MAX_UNKNOWN_MS
         self._advance(index, server_name, room_id, watermark, now_ts)
+        for event_id in list(islice(watermark.ahead, max(0, len(watermark.ahead) - _MAX_AHEAD))):
+            del watermark.ahead[event_id]
 
     def advance(self, index: StickyIndex, room_id: str, now_ts: int) -> None:
         """The index has learned of events of this room, which may be settled already."""
