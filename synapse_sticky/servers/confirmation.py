@@ -29,8 +29,9 @@ READ_MS: Final = 10
 _LONGEST_READ_MS: Final = 300
 _FIRST_PAUSE_MS: Final = 40
 _LONGEST_PAUSE_MS: Final = 2_000
-# How long a server may take to read a transaction: three events in a second.
-_MAX_DIGESTION_MS: Final = 20_000
+# How long a server may take to read a transaction, beyond the time that it took so far: what it
+# has thrown away does not come later.
+_MAX_DIGESTION_MS: Final = 10_000
 # How long to ask for an event before we look again whether there is still a lot to read.
 _MAX_LOOK_MS: Final = 5_000
 # How long to ask, if the server may not tell: then it has read them.
