@@ -120,6 +120,7 @@ def test_outage(
 
 
 # F3, F5
+@pytest.mark.repeats("workers")
 @pytest.mark.parametrize("fault", [Fault.CLOSE, Fault.CUT_ANSWERS, Fault.HANG, Fault.ERROR])
 @pytest.mark.repeats("workers")
 def test_connections_that_fail(
@@ -208,6 +209,7 @@ def test_our_failures_cost_a_server_none_of_its_ordinary_traffic(
 
 
 # F5a
+@pytest.mark.repeats("workers")
 def test_events_that_do_not_fit_together(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:
@@ -222,6 +224,7 @@ def test_events_that_do_not_fit_together(
 
 
 # F5a, F7
+@pytest.mark.repeats("sqlite")
 @pytest.mark.deployments("sqlite")
 def test_event_that_a_server_cannot_take(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
