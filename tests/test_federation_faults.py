@@ -86,7 +86,7 @@ def wake(client: Client, room: str) -> None:
 def test_outage(
     homeserver: Homeserver, alice: Client, mixed_peer: Homeserver, also_killed: str
 ) -> None:
-    """A server that was down has exactly the sticky events that it missed, once, and in order.
+    """A server that was down has exactly the sticky events that it missed, each once.
 
     Though of hundreds that Synapse's queue sends at once it throws most away, and Synapse's
     catch-up begins with the newest. That queue waits ten seconds for the others: a machine that
@@ -109,12 +109,9 @@ def test_outage(
     followed = follow_until_seen(
         bob, room, missed, since, timeout_s=120, timeout_ms=500, filter=NO_TIMELINE
     )
-    if also_killed == "nobody":
-        # Synapse's queue, which still has all of it, waits two seconds for us: on a busy machine
-        # the server has not read what we sent first by then.
-        assert_once(followed, room, missed)
-    else:
-        assert followed.sticky(room) == missed
+    # In order only if our transaction is the first that the server takes, and it reads quickly: a
+    # transaction of Synapse's that is being retried when the server comes back is first.
+    assert_once(followed, room, missed)
     section = [e["event_id"] for e in sticky_in(bob.sync(filter=NO_TIMELINE), room)]
     assert sorted(section) == sorted([before, *missed])
 
