@@ -50,7 +50,7 @@ RETRY: Final = "retry"
 
 _TICK_MS: Final = 500
 _ERROR_PAUSE_MS: Final = 60_000
-_FIRST_LOOK_PAUSE_MS: Final = 1_000
+_FIRST_LOOK_PAUSE_MS: Final = 500
 _LONGEST_LOOK_PAUSE_MS: Final = 10_000
 _TOO_MANY_REQUESTS: Final = 429
 # How long a sending takes up a slot at most: servers that do not answer do not take them all.
@@ -154,10 +154,7 @@ class Looper:
         """
         began = self._now()
         if not self._is_first_look_over:
-            self._api.run_as_background_process("sticky_pay", self._tick)
-            if not self._is_first_look_over:
-                await self._turn_over.wait_for(MAX_WAIT_MS)
-            self._is_first_look_over = True
+            await self._wait_for_first_look(began)
         turn, debtor = self._turn(server_name), self._debtors.get(server_name)
         if debtor is not None and turn.is_ahead:
             # What Synapse may try we may too.
@@ -168,6 +165,16 @@ class Looper:
             if not await self._turn_over.wait_for(left_ms):
                 break
         turn.synapse_waited(self._now() - began)
+
+    async def _wait_for_first_look(self, began: int) -> None:
+        """Wait until it is known who is owed what; once after a start, and for a bounded time.
+
+        A look that fails ends nothing: it is repeated meanwhile, and may succeed.
+        """
+        self._api.run_as_background_process("sticky_pay", self._tick)
+        while not self._is_first_look_over:
+            if not await self._turn_over.wait_for(MAX_WAIT_MS - (self._now() - began)):
+                self._is_first_look_over = True
 
     def transaction_begins(self, server_name: str) -> None:
         """A transaction of Synapse's own queue is sent now."""
@@ -222,19 +229,19 @@ class Looper:
             await self._find_debtors()
             self._has_looked = True
             self._failed_looks = 0
+            self._first_look_succeeded()
         except Exception as error:
             log_failure("Cannot look for servers that are owed sticky events; trying again", error)
-            self._failed_looks += 1
             pause_ms = _FIRST_LOOK_PAUSE_MS << min(self._failed_looks, 6)
+            self._failed_looks += 1
             self._next_look = self._now() + min(pause_ms, _LONGEST_LOOK_PAUSE_MS)
         finally:
             self._ticking = False
-            self._first_look_ended()
         for debtor in list(self._debtors.values()):
             self._start(debtor)
             self._start_check(debtor)
 
-    def _first_look_ended(self) -> None:
+    def _first_look_succeeded(self) -> None:
         if not self._is_first_look_over:
             self._is_first_look_over = True
             self._turn_over.notify_all()
