@@ -5,7 +5,8 @@ A receiving server takes one transaction at a time from another one, so Synapse'
 take turns with us: see ``servers/turns.py``.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final, Protocol
 
@@ -22,7 +23,7 @@ from synapse_sticky.seams.federation import Accepted, Answer
 from synapse_sticky.seams.metrics import ACCEPTED_BY_SERVERS, Metrics
 
 # A little longer than the listener waits.
-_MAX_WAIT_MS: Final = 2_500
+_MAX_WAIT_MS: Final = 12_500
 
 _NOT_WAITED: Final = "Cannot first send a server the sticky events that it missed"
 _NO_TURNS: Final = "Cannot take turns with Synapse's own sending"
@@ -43,8 +44,12 @@ class Listener(Protocol):
     def makes_wait(self, server_name: str) -> bool:
         """Return whether a transaction to a server has anything to wait for."""
 
-    async def before_transaction(self, server_name: str) -> None:
-        """Wait before the transaction, two seconds at most."""
+    async def before_transaction(self, server_name: str, counts: Mapping[str, int]) -> None:
+        """Wait before the transaction, for a bounded time.
+
+        Args:
+            counts: how many events it has, by room.
+        """
 
     def transaction_begins(self, server_name: str) -> None:
         """The transaction is sent now."""
@@ -77,8 +82,9 @@ def follow_queues(hs: HomeServer, metrics: Metrics, listener: Listener) -> None:
         destination: str, pdus: list[EventBase], edus: Any, *args: Any, **kwargs: Any
     ) -> None:
         if listener.makes_wait(destination):
+            counts = Counter(event.room_id for event in pdus)
             await run_within(
-                hs, _MAX_WAIT_MS, _NOT_WAITED, listener.before_transaction, destination
+                hs, _MAX_WAIT_MS, _NOT_WAITED, listener.before_transaction, destination, counts
             )
         with shielded(_NO_TURNS):
             listener.transaction_begins(destination)

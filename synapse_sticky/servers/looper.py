@@ -11,7 +11,7 @@ steps are performed, in time. Cost follows what is owed: where nothing is owed n
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Final
 
@@ -39,7 +39,7 @@ from synapse_sticky.servers.payment import (
     State,
 )
 from synapse_sticky.servers.slots import Slots
-from synapse_sticky.servers.turns import MAX_WAIT_MS, Ending, Turn
+from synapse_sticky.servers.turns import MAX_READING_MS, MAX_WAIT_MS, Ending, Turn
 from synapse_sticky.storage.obstacles import Obstacle
 from synapse_sticky.storage.rows import Changes
 
@@ -127,8 +127,11 @@ class Looper:
 
     def on_accepted(self, server_name: str, accepted: Iterable[Accepted]) -> None:
         """A server has accepted events from Synapse's own queue."""
+        debtor = self._debtors.get(server_name)
         for part in accepted:
             self._ledger.note_accepted(server_name, part)
+            if debtor is not None and part.room_id in debtor.rooms:
+                debtor.rooms[part.room_id].took_beside(len(part.event_ids))
         self.on_back(server_name)
 
     def on_back(self, server_name: str) -> None:
@@ -143,10 +146,13 @@ class Looper:
         if not self._is_first_look_over:
             return True
         turn = self._turns.get(server_name)
-        return turn is not None and turn.synapse_waits_ms > 0
+        return turn is not None and (turn.is_ahead or turn.synapse_waits_ms > 0)
 
-    async def before_transaction(self, server_name: str) -> None:
+    async def before_transaction(self, server_name: str, counts: Mapping[str, int]) -> None:
         """Synapse's own queue is about to send to a server: let it wait for our turn to end.
+
+        Args:
+            counts: how many events it is about to send, by room.
 
         If the server or this process was away it is first paid what it missed, so that it
         gets that in order: Synapse begins with the newest event of a room, or sends more at
@@ -165,6 +171,10 @@ class Looper:
             if not await self._turn_over.wait_for(left_ms):
                 break
         turn.synapse_waited(self._now() - began)
+        until = self._now() + MAX_READING_MS
+        while turn.is_ahead and debtor is not None and debtor.would_lose(counts):
+            if not await self._turn_over.wait_for(until - self._now()):
+                break
 
     async def _wait_for_first_look(self, began: int) -> None:
         """Wait until it is known who is owed what; once after a start, and for a bounded time.

@@ -8,7 +8,7 @@ it says which of them comes next, and remembers how the last tries ended. Neithe
 """
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import attr
@@ -21,6 +21,8 @@ MAX_EVENTS: Final = 50
 
 # How many events may be staged at the server when it is sent more of them.
 _MAX_STAGED: Final = 40
+# How many events of a room a Synapse surely keeps staged; it throws most away above 100.
+_MAX_KEPT: Final = 80
 # After that many we look again what is owed, and whether the server is still in the room.
 _MAX_EVENTS_PER_VISIT: Final = 10 * MAX_EVENTS
 # How often an event is tried that a server refuses: Synapse reports passing faults so too.
@@ -240,6 +242,8 @@ class Payment:
     # How often in a row the server did not know the room, and until when not to try again.
     _unknown: int = 0
     _not_before: int = 0
+    # How many events of others the server took since the first of those that it is reading.
+    _taken_beside: int = 0
 
     def _become(self, outcome: Outcome, next_ts: int) -> None:
         self.state, self.next_ts = TRANSITIONS[self.state][outcome], next_ts
@@ -255,7 +259,7 @@ class Payment:
         """The server has joined the room: everything is owed, and it may want what it refused."""
         self._joined_meanwhile = self.state is State.SENDING
         self._tries.clear()
-        self.chosen, self.awaited = [], []
+        self._drop()
         self._question = self._joining = None
         self._unknown = self._not_before = 0
         self.debtor.history.forget_room(self.room_id)
@@ -277,6 +281,15 @@ class Payment:
         if self.state in (State.CONFIRMING, State.PAUSED):
             self._become(Outcome.CONFIRMED, now)
         return given_up
+
+    def took_beside(self, count: int) -> None:
+        """The server took events of this room from Synapse's own queue."""
+        if self.awaited:
+            self._taken_beside += count
+
+    def would_lose(self, count: int) -> bool:
+        """Return whether that many more events would make the server throw some of ours away."""
+        return bool(self.awaited) and (len(self.awaited) + self._taken_beside + count > _MAX_KEPT)
 
     # Its steps, and how they ended.
 
@@ -350,7 +363,7 @@ class Payment:
             outcome, next_ts = self._arrived(question.event_id, now), now
         else:
             self._delay(self.awaited, now, "it took the events and does not have them")
-            self.chosen, self.awaited = [], []
+            self._drop()
             outcome, next_ts = Outcome.LOST, now
         self._become(outcome, next_ts)
         return outcome
@@ -367,12 +380,21 @@ class Payment:
     def _arrived(self, event_id: str, now: int) -> Outcome:
         """Events up to this one have arrived."""
         count = [event.event_id for event in self.awaited].index(event_id) + 1
+        # Otherwise those before it were read as well.
+        may_have_lost = self.would_lose(0)
         arrived, self.awaited = self.awaited[:count], self.awaited[count:]
-        early = [event for event in arrived if self._is_early(event)]
-        if early:
-            self.debtor.history.add(early, now)
-        self.settled += [event for event in arrived if not self._is_early(event)]
+        if not self.awaited:
+            self._taken_beside = 0
+        unclear = [event for event in arrived if may_have_lost or self._is_early(event)]
+        if unclear:
+            self.debtor.history.add(unclear, now)
+        self.settled += [event for event in arrived if event not in unclear]
         return Outcome.ROOM_LEFT if self.chosen else Outcome.ARRIVED
+
+    def _drop(self) -> None:
+        """Nothing is chosen or awaited any more."""
+        self.chosen, self.awaited = [], []
+        self._taken_beside = 0
 
     def _is_early(self, event: StickyEvent) -> bool:
         """Whether an event is from before the server's join, as far as that is known."""
@@ -435,7 +457,7 @@ class Payment:
         # Those of the transactions before it are taken: now the room's history has to tell.
         if self.awaited:
             self.debtor.history.add(self.awaited, now)
-        self.chosen, self.awaited = [], []
+        self._drop()
         self._become(Outcome.FAILED, now)
 
     def set_aside(self, event: StickyEvent, now: int) -> None:
@@ -512,8 +534,17 @@ class Debtor:
         return min(self.rooms.values(), key=lambda payment: payment.next_ts).step(now)
 
     def is_busy(self, now: int) -> bool:
-        """Return whether it is being paid, so that Synapse's queue may wait for the end."""
-        return now >= self.not_before and any(p.state in _BUSY for p in self.rooms.values())
+        """Return whether it is being sent events, so that Synapse's queue may wait for the end."""
+        return now >= self.not_before and any(
+            p.state in _BUSY or p.chosen for p in self.rooms.values()
+        )
+
+    def would_lose(self, counts: Mapping[str, int]) -> bool:
+        """Return whether so many more events, by room, make it throw away what it is reading."""
+        return any(
+            room_id in self.rooms and self.rooms[room_id].would_lose(count)
+            for room_id, count in counts.items()
+        )
 
     @property
     def has_unsent(self) -> bool:
@@ -601,4 +632,4 @@ class Debtor:
 
 
 _SENT_ALL: Final = {State.SETTLED, State.CONFIRMING}
-_BUSY: Final = {State.DUE, State.DIGESTING, State.CHOSEN, State.SENDING, State.ARRIVING}
+_BUSY: Final = {State.DUE, State.DIGESTING, State.CHOSEN, State.SENDING}

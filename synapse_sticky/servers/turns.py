@@ -16,6 +16,9 @@ import attr
 MAX_WAIT_MS: Final = 2_000
 """How long Synapse's queue for a server waits for us, in all, until we got through again."""
 
+MAX_READING_MS: Final = 10_000
+"""How long it waits until the server has read what we sent, if it would be thrown away."""
+
 _UNAVAILABLE: Final = frozenset({0, 502, 503, 504})
 
 
@@ -75,8 +78,10 @@ class Turn:
         self.synapse_sends = False
         self._is_ours |= self._is_claimed
         self._is_claimed = False
+        if not arrived:
+            self._waited_ms = 0
         self.is_alone |= arrived and self._we_failed
-        self.is_ahead = not arrived and not self.is_alone
+        self.is_ahead = (self.is_ahead or not arrived) and not self.is_alone
 
     # We.
 

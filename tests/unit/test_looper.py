@@ -130,7 +130,7 @@ async def wait_of_queues(ledger: Away) -> list[float]:
     looper, began = looper_with(ledger, Event()), time.monotonic()
 
     async def wait(server_name: str) -> float:
-        await looper.before_transaction(server_name)
+        await looper.before_transaction(server_name, {})
         return time.monotonic() - began
 
     waits = await asyncio.gather(*(wait(f"{n}.example.org") for n in range(QUEUES)))

@@ -123,6 +123,7 @@ class World:
             self.debtor.wake,
             lambda: self.debtor.retry(self.now),
             lambda: self.debtor.synapse_ended(self.now),
+            lambda: self.debtor.payment(room_id).took_beside(50),
             lambda: setattr(self, "now", self.now + self.random.choice([1, 500, 10_000, 400_000])),
         ]
         self.random.choice(happenings)()
@@ -355,6 +356,25 @@ def test_a_slow_join_loses_nothing() -> None:
     assert now < ready_ts + 600_000
     assert questions < 60
     assert tries < 20
+
+
+# F5
+@pytest.mark.parametrize("beside", [0, 60, 100])
+def test_having_the_last_does_not_tell_of_all(beside: int) -> None:
+    """If the server may have thrown some away, it is asked for each."""
+    debtor, due = Debtor("b.example"), [event(number) for number in range(1, 31)]
+    payment = debtor.payment(ROOMS[0])
+    payment.owe(0)
+    payment.found(Found(due), 0)
+    payment.began(due)
+    payment.sent(Sent(accepted=due), 0)
+    assert payment.would_lose(51)
+    assert not payment.would_lose(50)
+    payment.took_beside(beside)
+    payment.heard(Reply.HAS, 1_000)
+    assert not payment.would_lose(100)
+    unclear = [e for e in due if e.event_id in debtor.history]
+    assert (unclear, payment.settled) == ((due, []) if beside > 50 else ([], due))
 
 
 # F5
