@@ -1,5 +1,6 @@
 """A Matrix server of the tests' own, which can send any event it likes."""
 
+import contextlib
 import enum
 import json
 import logging
@@ -63,6 +64,9 @@ class Room:
     heads: list[str] = field(default_factory=list)
 
 
+FLOOD_BYTES = 64 * 1024 * 1024
+
+
 class Harm(enum.Enum):
     """How a server fails a transaction, other than with an HTTP status."""
 
@@ -70,6 +74,8 @@ class Harm(enum.Enum):
     HANG = enum.auto()
     # It closes the connection.
     CLOSE = enum.auto()
+    # It answers with an error of many bytes.
+    FLOOD = enum.auto()
 
 
 class _NotFound(Exception):
@@ -110,6 +116,8 @@ class RemoteServer:
         self.harm: Callable[[str, JsonDict], int | Harm | None] = lambda txn_id, body: None
         # The transactions that it failed.
         self.harmed: list[JsonDict] = []
+        # How many bytes of each such error were written before the other side hung up.
+        self.flooded: list[int] = []
         # Whether it has an event that it knows in its room's history, other than as an outlier.
         self.has_in_history: Callable[[Event], bool] = self._has_in_history
         # Whether it leaves memberships out of its answer to a join if it may: a faster join.
@@ -864,6 +872,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if isinstance(error.harm, Harm):
                     if error.harm is Harm.HANG:
                         time.sleep(60)
+                    elif error.harm is Harm.FLOOD:
+                        self._flood(remote)
                     self.close_connection = True
                     return
                 status, answer = error.harm, {"errcode": "M_UNKNOWN", "error": str(error)}
@@ -878,6 +888,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+    def _flood(self, remote: RemoteServer) -> None:
+        self.send_response(500)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        written = 0
+        with contextlib.suppress(OSError):
+            while written < FLOOD_BYTES:
+                written += self.wfile.write(b" " * 64 * 1024)
+        remote.flooded.append(written)
 
     do_GET = _handle
     do_PUT = _handle

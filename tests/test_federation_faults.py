@@ -16,7 +16,7 @@ from harness.client import Client
 from harness.event_format import event_from_pdu
 from harness.homeserver import BACKGROUND_WORKER, SENDERS, Homeserver
 from harness.proxy import Fault
-from harness.remote import Harm, RemoteServer
+from harness.remote import FLOOD_BYTES, Harm, RemoteServer
 from harness.wait import eventually
 from tests import debts
 from tests.federation import (
@@ -235,6 +235,30 @@ def test_events_that_do_not_fit_together(
     wait_until_received(remote, sticky)
     assert not remote.harmed
     assert receipts(remote, sticky) == dict.fromkeys(sticky, 1)
+
+
+# F5a
+@pytest.mark.deployments("sqlite")
+def test_long_errors_take_no_memory(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """Of an error to one of our transactions only the beginning is kept."""
+    room = create_room(alice)
+    sticky = send_sticky(alice, room, 2)
+    fail_ours(remote, Harm.FLOOD)
+    before = peak_memory(homeserver)
+    remote.join(homeserver, room, "carol")
+    eventually(lambda: len(remote.flooded) > 1, what="errors")
+    assert peak_memory(homeserver) - before < FLOOD_BYTES / 4
+    remote.wait_for(alice.send(room))
+    remote.harm = lambda txn_id, body: None
+    wait_until_received(remote, sticky, timeout_s=60)
+
+
+def peak_memory(homeserver: Homeserver) -> int:
+    """How many bytes Synapse's main process has had at most."""
+    status = Path(f"/proc/{homeserver.pid}/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 # F5a, F7

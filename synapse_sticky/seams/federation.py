@@ -11,6 +11,8 @@ import secrets
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import copy
+from io import BytesIO
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -25,10 +27,14 @@ from synapse.api.errors import (
 from synapse.events import EventBase
 from synapse.federation.sender import FederationSender
 from synapse.federation.sender.per_destination_queue import PerDestinationQueue
+from synapse.http import client as http_helpers
 from synapse.http import matrixfederationclient
 from synapse.http.matrixfederationclient import JsonParser
 from synapse.server import HomeServer
 from synapse.types.state import StateFilter
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone
+from twisted.web.iweb import UNKNOWN_LENGTH
 
 from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.checks import require
@@ -42,6 +48,7 @@ _ANSWER_TIMEOUT_MS: Final = 10_000
 _SEND_TIMEOUT_MS: Final = 20_000
 _AT_ONCE_MS: Final = 500
 _LONGEST_RETRY_AFTER_MS: Final = 600_000
+_MAX_ERROR_BYTES: Final = 8 * 1024
 # A proxy before a server may take bodies of 1 MB, or of less.
 _MAX_BYTES: Final = 512 * 1024
 
@@ -121,6 +128,7 @@ class Federation:
         for method in ("get_events_as_list", "are_users_erased", "get_destination_retry_timings"):
             require(self._store, method)
         require(self._store, "get_partial_filtered_current_state_ids", "room_id", "state_filter")
+        self._bounded_client: Any = None
         self.sends = hs.should_send_federation()
         if not self.sends:
             return
@@ -151,12 +159,18 @@ class Federation:
             "parser",
         )
         require(JsonParser, "MAX_RESPONSE_SIZE")
+        require(hs.get_federation_http_client(), "agent")
+        require(http_helpers, "read_body_with_max_size", "response", "stream", "max_size")
         client_logger = logging.getLogger(matrixfederationclient.__name__)
         client_logger.addFilter(_NoWarningWhenAsking())
 
     @property
     def _client(self) -> Any:
-        return self._hs.get_federation_http_client()
+        """Synapse's own client, with its connections, that reads little of an error."""
+        if self._bounded_client is None:
+            self._bounded_client = copy(self._hs.get_federation_http_client())
+            self._bounded_client.agent = _ShortErrors(self._bounded_client.agent)
+        return self._bounded_client
 
     def sends_to(self, server_name: str) -> bool:
         """Whether it is this process that sends to a server."""
@@ -393,6 +407,47 @@ class _ShortAnswer(JsonParser):
     """An event at most; whatever else a server sends is not read."""
 
     MAX_RESPONSE_SIZE = 128 * 1024
+
+
+class _ShortErrors:
+    """Makes requests as another agent does, and reads only the beginning of what is an error.
+
+    Synapse reads all of that, however long. Of our own requests no more is of use.
+    """
+
+    def __init__(self, agent: Any) -> None:
+        self._agent = agent
+
+    def request(self, *args: Any, **kwargs: Any) -> Any:
+        """Make a request."""
+        return self._agent.request(*args, **kwargs).addCallback(
+            lambda response: response if response.code < 300 else _Error(response)
+        )
+
+
+class _Error:
+    """A response that is an error, and ends after a few KiB."""
+
+    # Unknown, even if the server says more.
+    length = UNKNOWN_LENGTH
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._response, name)
+
+    def deliverBody(self, protocol: Any) -> None:
+        """Hand the body to a protocol, as a response of Twisted's does."""
+        body = BytesIO()
+
+        def deliver(_: object) -> None:
+            # The status is there, whatever becomes of the body.
+            protocol.dataReceived(body.getvalue())
+            protocol.connectionLost(Failure(ResponseDone()))  # type: ignore[no-untyped-call]
+
+        limit = _MAX_ERROR_BYTES
+        http_helpers.read_body_with_max_size(self._response, body, limit).addBoth(deliver)
 
 
 class _NoWarningWhenAsking(logging.Filter):
