@@ -22,7 +22,7 @@ MAX_EVENTS: Final = 50
 # How many events may be staged at the server when it is sent more of them.
 _MAX_STAGED: Final = 40
 # How many events of a room a Synapse surely keeps staged; it throws most away above 100.
-_MAX_KEPT: Final = 80
+_MAX_KEPT: Final = _MAX_STAGED + MAX_EVENTS
 # After that many we look again what is owed, and whether the server is still in the room.
 _MAX_EVENTS_PER_VISIT: Final = 10 * MAX_EVENTS
 # How often an event is tried that a server refuses: Synapse reports passing faults so too.

@@ -359,7 +359,7 @@ def test_a_slow_join_loses_nothing() -> None:
 
 
 # F5
-@pytest.mark.parametrize("beside", [0, 60, 100])
+@pytest.mark.parametrize("beside", [0, 60, 61, 100])
 def test_having_the_last_does_not_tell_of_all(beside: int) -> None:
     """If the server may have thrown some away, it is asked for each."""
     debtor, due = Debtor("b.example"), [event(number) for number in range(1, 31)]
@@ -368,13 +368,38 @@ def test_having_the_last_does_not_tell_of_all(beside: int) -> None:
     payment.found(Found(due), 0)
     payment.began(due)
     payment.sent(Sent(accepted=due), 0)
-    assert payment.would_lose(51)
-    assert not payment.would_lose(50)
+    assert payment.would_lose(61)
+    assert not payment.would_lose(60)
     payment.took_beside(beside)
     payment.heard(Reply.HAS, 1_000)
     assert not payment.would_lose(100)
     unclear = [e for e in due if e.event_id in debtor.history]
-    assert (unclear, payment.settled) == ((due, []) if beside > 50 else ([], due))
+    assert (unclear, payment.settled) == ((due, []) if beside > 60 else ([], due))
+
+
+# F3, F8
+def test_one_question_for_each_transaction_of_many() -> None:
+    """Of a thousand events that a server missed while it was away."""
+    debtor, now, requests = Debtor("b.example"), 0, 0
+    due = [event(number) for number in range(1, 1_001)]
+    debtor.payment(ROOMS[0]).owe(now)
+    while due:
+        now = max(now, debtor.next_ts)
+        step = debtor.next(now)
+        if isinstance(step, Look):
+            step.payment.found(Found(list(due)), now)
+        elif isinstance(step, Ask):
+            step.payment.heard(Reply.HAS, now)
+            due = due[len(step.payment.settled) :]
+            step.payment.settled = []
+        elif isinstance(step, Send):
+            step.payment.began(step.events)
+            step.payment.sent(Sent(accepted=step.events), now)
+        requests += not isinstance(step, Look)
+        assert requests < 50
+    # Twenty transactions, and one more question for each time it is looked again what is owed.
+    assert requests <= 2 * 20 + 2
+    assert not debtor.history
 
 
 # F5
