@@ -81,6 +81,8 @@ class Looper:
         self._clock = clock
         self._now = clock.monotonic_ms
         self._turn_over = turn_over
+        # By then a server has found out what came before its join.
+        self._second_copy_ms = 2 * config.federation_grace_period_ms
         self._slots = Slots(config.max_servers_at_once)
         self._debtors: dict[str, Debtor] = {}
         self._turns: dict[str, Turn] = {}
@@ -284,7 +286,10 @@ class Looper:
                     self._turn(server_name).go_ahead()
 
     def _debtor(self, server_name: str) -> Debtor:
-        return self._debtors.setdefault(server_name, Debtor(server_name))
+        debtor = self._debtors.get(server_name)
+        if debtor is None:
+            debtor = self._debtors[server_name] = Debtor(server_name, self._second_copy_ms)
+        return debtor
 
     def _turn(self, server_name: str) -> Turn:
         return self._turns.setdefault(server_name, Turn())

@@ -21,6 +21,10 @@ MAX_EVENTS: Final = 50
 
 # How many events may be staged at the server when it is sent more of them.
 _MAX_STAGED: Final = 40
+# Of that many events from before a join at most the server is asked for each; more are sent twice.
+_MAX_ASKED: Final = 10
+# How long after the first copy the second one is sent, unless the looper says otherwise.
+_SECOND_COPY_MS: Final = 30_000
 # How many events of a room a Synapse surely keeps staged; it throws most away above 100.
 _MAX_KEPT: Final = _MAX_STAGED + MAX_EVENTS
 # After that many we look again what is owed, and whether the server is still in the room.
@@ -212,6 +216,8 @@ class _Tries:
     count: int = 0
     refusals: int = 0
     copies: int = 0
+    # Whether the server took the first of two copies.
+    is_repeated: bool = False
     next_ts: int = 0
 
 
@@ -242,6 +248,8 @@ class Payment:
     # How often in a row the server did not know the room, and until when not to try again.
     _unknown: int = 0
     _not_before: int = 0
+    # Whether events from before the join are sent twice now.
+    _sends_twice: bool = False
     # How many events of others the server took since the first of those that it is reading.
     _taken_beside: int = 0
 
@@ -302,7 +310,7 @@ class Payment:
         question = self._joining if self.state is State.JOINING else self._question
         if self.state is State.DUE or question is None:
             return Look(self)
-        in_history = self.state is State.ARRIVING and not any(map(self._is_early, self.awaited))
+        in_history = self.state is State.ARRIVING and not any(map(self._is_first, self.awaited))
         return Ask(self, question.event_id, in_history)
 
     def found(self, found: Found, now: int) -> None:
@@ -329,6 +337,7 @@ class Payment:
             pass
         else:
             self.chosen = payable[:_MAX_EVENTS_PER_VISIT]
+            self._sends_twice = sum(map(self._is_early, self.chosen)) > _MAX_ASKED
             self._become(Outcome.CHOSE, now)
         if self.state is not State.CHOSEN:
             self._deferred_ts = None
@@ -385,16 +394,36 @@ class Payment:
         arrived, self.awaited = self.awaited[:count], self.awaited[count:]
         if not self.awaited:
             self._taken_beside = 0
-        unclear = [event for event in arrived if may_have_lost or self._is_early(event)]
-        if unclear:
-            self.debtor.history.add(unclear, now)
-        self.settled += [event for event in arrived if event not in unclear]
+        first = [event for event in arrived if self._is_first(event)]
+        if may_have_lost or not self._sends_twice:
+            self.debtor.history.add(arrived if may_have_lost else first, now)
+        else:
+            self._send_again(first, now)
+        self.settled += [] if may_have_lost else [e for e in arrived if e not in first]
         return Outcome.ROOM_LEFT if self.chosen else Outcome.ARRIVED
 
     def _drop(self) -> None:
         """Nothing is chosen or awaited any more."""
         self.chosen, self.awaited = [], []
         self._taken_beside = 0
+
+    def _send_again(self, events: list[StickyEvent], now: int) -> None:
+        """Send these a second time later: the server ignores those that it has in its history."""
+        pause_ms = self.debtor.second_copy_ms
+        for event in events:
+            self.debtor.obstacle = "it took the events, and is sent them once more"
+            tries = self._tries.setdefault(event.event_id, _Tries())
+            tries.is_repeated = True
+            # All that were sent at about the same time together.
+            tries.next_ts = (now // pause_ms + 2) * pause_ms
+
+    def _is_first(self, event: StickyEvent) -> bool:
+        """Whether the server may have refused an event, or have it as an outlier.
+
+        It is from before the join, and what was sent is the first copy.
+        """
+        tries = self._tries.get(event.event_id)
+        return self._is_early(event) and not (tries is not None and tries.is_repeated)
 
     def _is_early(self, event: StickyEvent) -> bool:
         """Whether an event is from before the server's join, as far as that is known."""
@@ -503,9 +532,11 @@ class Debtor:
         not_before: the server is left alone until then.
         obstacle: why the last try came to nothing.
         read_ms: how long it takes to read one event of a transaction.
+        second_copy_ms: how long after the first copy of an event a second one is sent.
     """
 
     server_name: str
+    second_copy_ms: int = _SECOND_COPY_MS
     rooms: dict[str, Payment] = attr.Factory(dict)
     history: History = attr.Factory(History)
     limit: int = MAX_EVENTS
