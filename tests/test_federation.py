@@ -1,5 +1,6 @@
 """Sticky events reach every server in the room: between real homeservers, and to the tests' own."""
 
+import json
 import time
 from collections import Counter
 from typing import Any
@@ -15,6 +16,7 @@ from tests.federation import (
     create_room,
     join_via,
     receipts,
+    stored,
     wait_until_joined,
     wait_until_received,
     wait_until_stored,
@@ -325,6 +327,38 @@ def test_kept_as_an_outlier(
     )
     time.sleep(3)
     assert receipts(remote, [lost, kept]) == {lost: 2 if tells else 1, kept: 1}
+
+
+# F2, F8
+@pytest.mark.deployments("sqlite")
+def test_second_copy_reaches_the_history(
+    make_homeserver: MakeHomeserver, mixed_peer: Homeserver
+) -> None:
+    """Of many events a joiner is sent a second copy, with which it takes in what it has not."""
+    # The second copies come after two to four of these.
+    homeserver = make_homeserver(
+        "sqlite", federation=True, module_config={"federation_grace_period": "8s"}
+    )
+    homeserver.start()
+    alice = homeserver.register()
+    room = create_room(alice)
+    sticky = send_sticky(alice, room, 12)
+    bob = mixed_peer.register()
+    join_via(bob, room, homeserver)
+    wait_until_stored(mixed_peer, room, sticky)
+    mixed_peer.stop()
+    # As Synapse has events that it came across while it found out what came before its join.
+    mixed_peer.execute("UPDATE events SET outlier = 1 WHERE event_id = ?", sticky[5])
+    mixed_peer.execute(
+        "UPDATE event_json SET internal_metadata = ? WHERE event_id = ?",
+        json.dumps({"outlier": True}),
+        sticky[5],
+    )
+    mixed_peer.execute("DELETE FROM event_to_state_groups WHERE event_id = ?", sticky[5])
+    assert sticky[5] not in stored(mixed_peer, room)
+    mixed_peer.start()
+    bob.send(room)
+    wait_until_stored(mixed_peer, room, sticky, timeout_s=90)
 
 
 # F1, F5
