@@ -53,10 +53,6 @@ def kill_senders(homeserver: Homeserver) -> None:
     homeserver.start()
 
 
-PRECEDENCE_S = 10
-"""How long Synapse's queue waits while a server that was away is paid."""
-
-
 def room_with_reader(
     homeserver: Homeserver, alice: Client, peer: Homeserver
 ) -> tuple[str, Client, str, str | None]:
@@ -108,8 +104,7 @@ def test_outage(
     """A server that was down has exactly the sticky events that it missed, once and in order.
 
     Though of hundreds that Synapse's queue sends at once it throws most away, and Synapse's
-    catch-up begins with the newest. That queue waits ten seconds for the others: a machine that
-    is slower has them in another order.
+    catch-up begins with the newest.
     """
     room, bob, before, since = room_with_reader(homeserver, alice, mixed_peer)
     if also_killed == "both":
