@@ -11,8 +11,6 @@ import secrets
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from copy import copy
-from io import BytesIO
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -27,16 +25,13 @@ from synapse.api.errors import (
 from synapse.events import EventBase
 from synapse.federation.sender import FederationSender
 from synapse.federation.sender.per_destination_queue import PerDestinationQueue
-from synapse.http import client as http_helpers
 from synapse.http import matrixfederationclient
 from synapse.http.matrixfederationclient import JsonParser
 from synapse.server import HomeServer
 from synapse.types.state import StateFilter
-from twisted.python.failure import Failure
-from twisted.web.client import ResponseDone
-from twisted.web.iweb import UNKNOWN_LENGTH
 
 from synapse_sticky.seams.background import Clock
+from synapse_sticky.seams.bounded import bounded_client
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.events import sticky_duration_ms
 from synapse_sticky.seams.metrics import ACCEPTED_BY_SERVERS, REQUESTS_TO_SERVERS, Metrics
@@ -48,7 +43,6 @@ _ANSWER_TIMEOUT_MS: Final = 10_000
 _SEND_TIMEOUT_MS: Final = 20_000
 _AT_ONCE_MS: Final = 500
 _LONGEST_RETRY_AFTER_MS: Final = 600_000
-_MAX_ERROR_BYTES: Final = 8 * 1024
 # A proxy before a server may take bodies of 1 MB, or of less.
 _MAX_BYTES: Final = 512 * 1024
 
@@ -109,6 +103,10 @@ class RequestFailed(Exception):
         self.retry_after_ms = retry_after_ms
 
 
+class _NotAsked(RequestFailed):
+    """No request was made."""
+
+
 class Federation:
     """The servers that this process sends to."""
 
@@ -128,7 +126,6 @@ class Federation:
         for method in ("get_events_as_list", "are_users_erased", "get_destination_retry_timings"):
             require(self._store, method)
         require(self._store, "get_partial_filtered_current_state_ids", "room_id", "state_filter")
-        self._bounded_client: Any = None
         self.sends = hs.should_send_federation()
         if not self.sends:
             return
@@ -159,18 +156,9 @@ class Federation:
             "parser",
         )
         require(JsonParser, "MAX_RESPONSE_SIZE")
-        require(hs.get_federation_http_client(), "agent")
-        require(http_helpers, "read_body_with_max_size", "response", "stream", "max_size")
+        self._client: Any = bounded_client(hs, clock, _SEND_TIMEOUT_MS)
         client_logger = logging.getLogger(matrixfederationclient.__name__)
         client_logger.addFilter(_NoWarningWhenAsking())
-
-    @property
-    def _client(self) -> Any:
-        """Synapse's own client, with its connections, that reads little of an error."""
-        if self._bounded_client is None:
-            self._bounded_client = copy(self._hs.get_federation_http_client())
-            self._bounded_client.agent = _ShortErrors(self._bounded_client.agent)
-        return self._bounded_client
 
     def sends_to(self, server_name: str) -> bool:
         """Whether it is this process that sends to a server."""
@@ -280,6 +268,8 @@ class Federation:
         """Ask a server whether it has an event, be it as an outlier."""
         try:
             await self._ask(server_name, f"event/{quote(event_id, safe='')}")
+        except _NotAsked:
+            return Reply.NOT_ASKED
         except RequestFailed as error:
             return Reply.of_error(error.status, error.code)
         return Reply.HAS
@@ -301,6 +291,8 @@ class Federation:
             args = {"ts": str(event.origin_server_ts), "dir": direction}
             try:
                 answer = await self._ask(server_name, path, args)
+            except _NotAsked:
+                return Reply.NOT_ASKED
             except RequestFailed as error:
                 reply = Reply.of_error(error.status, error.code)
                 if reply is Reply.HAS_NOT:
@@ -325,7 +317,7 @@ class Federation:
             # It may be that only its transactions fail, and an answer would clear the back-off.
             request = path.partition("/")[0]
             self._metrics.count(REQUESTS_TO_SERVERS, request=request, outcome="backing_off")
-            raise RequestFailed("Synapse is backing off from it")
+            raise _NotAsked("Synapse is backing off from it")
         asking = _asking.set(True)
         try:
             return await self._try_twice(lambda: self._get(server_name, path, args))
@@ -388,66 +380,33 @@ def _as_request_failed() -> Iterator[None]:
     except (HttpResponseException, RequestSendFailed, FederationDeniedError) as error:
         cause = error.inner_exception if isinstance(error, RequestSendFailed) else error
         if isinstance(cause, HttpResponseException):
-            answer = cause.to_synapse_error()
+            code, retry_after_ms = _read_error(cause.response)
             raise RequestFailed(
-                f"it answered {cause.code}", cause.code, answer.errcode, _retry_after_ms(cause)
+                f"it answered {cause.code}", cause.code, code, retry_after_ms
             ) from error
         raise RequestFailed(type(cause).__name__) from error
+    except RecursionError as error:
+        raise RequestFailed("its answer is nested too deeply") from error
 
 
-def _retry_after_ms(error: HttpResponseException) -> int:
+def _read_error(body: bytes) -> tuple[str, int]:
+    """Return the Matrix code of an error, and how long the server wants to be left alone."""
     try:
-        asked = json.loads(error.response)["retry_after_ms"]
-    except (ValueError, KeyError, TypeError):
-        return 0
-    return min(asked, _LONGEST_RETRY_AFTER_MS) if type(asked) is int and asked > 0 else 0
+        error = json.loads(body)
+    except (ValueError, RecursionError):
+        return "", 0
+    if not isinstance(error, Mapping):
+        return "", 0
+    code, asked_ms = error.get("errcode"), error.get("retry_after_ms")
+    if type(asked_ms) is not int or asked_ms < 0:
+        asked_ms = 0
+    return code if isinstance(code, str) else "", min(asked_ms, _LONGEST_RETRY_AFTER_MS)
 
 
 class _ShortAnswer(JsonParser):
     """An event at most; whatever else a server sends is not read."""
 
     MAX_RESPONSE_SIZE = 128 * 1024
-
-
-class _ShortErrors:
-    """Makes requests as another agent does, and reads only the beginning of what is an error.
-
-    Synapse reads all of that, however long. Of our own requests no more is of use.
-    """
-
-    def __init__(self, agent: Any) -> None:
-        self._agent = agent
-
-    def request(self, *args: Any, **kwargs: Any) -> Any:
-        """Make a request."""
-        return self._agent.request(*args, **kwargs).addCallback(
-            lambda response: response if response.code < 300 else _Error(response)
-        )
-
-
-class _Error:
-    """A response that is an error, and ends after a few KiB."""
-
-    # Unknown, even if the server says more.
-    length = UNKNOWN_LENGTH
-
-    def __init__(self, response: Any) -> None:
-        self._response = response
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._response, name)
-
-    def deliverBody(self, protocol: Any) -> None:
-        """Hand the body to a protocol, as a response of Twisted's does."""
-        body = BytesIO()
-
-        def deliver(_: object) -> None:
-            # The status is there, whatever becomes of the body.
-            protocol.dataReceived(body.getvalue())
-            protocol.connectionLost(Failure(ResponseDone()))  # type: ignore[no-untyped-call]
-
-        limit = _MAX_ERROR_BYTES
-        http_helpers.read_body_with_max_size(self._response, body, limit).addBoth(deliver)
 
 
 class _NoWarningWhenAsking(logging.Filter):

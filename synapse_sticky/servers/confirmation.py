@@ -34,7 +34,7 @@ _LONGEST_PAUSE_MS: Final = 2_000
 _MAX_DIGESTION_MS: Final = 10_000
 # How long to ask for an event before we look again whether there is still a lot to read.
 _MAX_LOOK_MS: Final = 5_000
-# How long to ask, if the server may not tell: then it has read them.
+# How long to ask, if the server may not tell yet: then it has read them.
 _MAX_SILENCE_MS: Final = 2_000
 _BUSY_PAUSE_MS: Final = 5_000
 # How long a server is only asked whether its join is finished. After that it is sent the events
@@ -58,7 +58,9 @@ class Reply(enum.Enum):
     BUSY = "busy"
     """It is asked too much."""
     SILENT = "silent"
-    """It does not answer, or must not be asked."""
+    """It does not answer."""
+    NOT_ASKED = "not_asked"
+    """Synapse is backing off from it, and an answer would end that: there was no question."""
 
     @classmethod
     def of_error(cls, status: int, code: str) -> "Reply":
@@ -78,6 +80,7 @@ class Arrival:
 
     Attributes:
         next_ts: when to ask; not before the server can have read as many events as it took.
+        is_silent: whether it has answered nothing so far.
     """
 
     event_id: str
@@ -86,6 +89,7 @@ class Arrival:
     _limit_ms: int
     _count: int = 1
     _pause_ms: int = _FIRST_PAUSE_MS
+    is_silent: bool = True
 
     @classmethod
     def of(cls, event_id: str, count: int, read_ms: int, now: int) -> "Arrival":
@@ -109,7 +113,8 @@ class Arrival:
         waited_ms = now - self._sent_ts
         if reply is Reply.HAS:
             return True
-        if reply is not Reply.HAS_NOT and waited_ms >= _MAX_SILENCE_MS:
+        self.is_silent &= reply in (Reply.SILENT, Reply.BUSY)
+        if reply is Reply.MAY_NOT_TELL and waited_ms >= _MAX_SILENCE_MS:
             # That the server took it has to do.
             return True
         if waited_ms >= self._limit_ms:
@@ -123,6 +128,8 @@ class Arrival:
 
         A little less, for it was not asked at once.
         """
+        # We may have been late to ask.
+        now = min(now, self.next_ts + _LONGEST_PAUSE_MS)
         return max(READ_MS, min((now - self._sent_ts) * 4 // 5 // self._count, _LONGEST_READ_MS))
 
 
@@ -153,7 +160,8 @@ class Joining:
         self.next_ts = now + max(self._pause_ms, _BUSY_PAUSE_MS * (reply is Reply.BUSY))
         self._pause_ms = min(self._pause_ms * 3 // 2, _LONGEST_JOIN_PAUSE_MS)
         # If it does not answer at all, sending will tell.
-        self.is_unclear = reply is Reply.SILENT or now - self.since_ts >= _JOIN_PATIENCE_MS
+        is_silent = reply in (Reply.SILENT, Reply.NOT_ASKED)
+        self.is_unclear = is_silent or now - self.since_ts >= _JOIN_PATIENCE_MS
         return False if self.is_unclear else None
 
 
@@ -186,6 +194,11 @@ class History:
         """The events of a room need no check any more."""
         self._unchecked = {e.event_id: e for e in self._unchecked.values() if e.room_id != room_id}
 
+    def forget(self, events: Iterable[StickyEvent]) -> None:
+        """These need no check any more."""
+        for event in events:
+            self._unchecked.pop(event.event_id, None)
+
     def has_room(self, room_id: str) -> bool:
         """Return whether there are any of this room."""
         return any(event.room_id == room_id for event in self._unchecked.values())
@@ -210,7 +223,7 @@ class History:
             self._silent = 0
         else:
             self._silent += reply is Reply.SILENT
-            if self.must_ask:
+            if self.must_ask or reply is Reply.NOT_ASKED:
                 self._put_last(event.room_id)
                 self.next_ts = now + _SILENT_CHECK_PAUSE_MS
                 return None
