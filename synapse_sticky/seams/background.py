@@ -35,7 +35,7 @@ class Clock:
         """Return a time in ms that never jumps, for waits."""
         return int(time.monotonic() * 1000)
 
-    def call_later(self, delay_ms: float, callback: Callable[[], None]) -> None:
+    def call_later(self, delay_ms: float, callback: Callable[[], object]) -> None:
         """Call something trivial after a while, without a background process for it."""
         self._clock.call_later(Duration(milliseconds=delay_ms), callback)
 

@@ -11,7 +11,7 @@ steps are performed, in time. Cost follows what is owed: where nothing is owed n
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Final
 
@@ -37,9 +37,10 @@ from synapse_sticky.servers.payment import (
     Send,
     Sent,
     State,
+    second_copy_ms,
 )
 from synapse_sticky.servers.slots import Slots
-from synapse_sticky.servers.turns import MAX_READING_MS, MAX_WAIT_MS, Ending, Turn
+from synapse_sticky.servers.turns import MAX_WAIT_MS, Ending, Turn
 from synapse_sticky.storage.obstacles import Obstacle
 from synapse_sticky.storage.rows import Changes
 
@@ -53,8 +54,10 @@ _ERROR_PAUSE_MS: Final = 60_000
 _FIRST_LOOK_PAUSE_MS: Final = 500
 _LONGEST_LOOK_PAUSE_MS: Final = 10_000
 _TOO_MANY_REQUESTS: Final = 429
-# How long a sending takes up a slot at most: servers that do not answer do not take them all.
+# How long a server has a slot at most: servers that do not answer do not take them all.
 _SLOT_MS: Final = 250
+# How many servers are asked at once whether they have kept events, beside payments.
+_MAX_CHECKS: Final = 20
 # How long it may take this process to learn who is in the room, after a join was noticed.
 _JOIN_SETTLES_MS: Final = 300_000
 
@@ -71,7 +74,7 @@ class Looper:
         ledger: Ledger,
         config: StickyEventsConfig,
         metrics: Metrics,
-        turn_over: Broadcast,
+        new_broadcast: Callable[[], Broadcast],
     ) -> None:
         self._api = api
         self._metrics = metrics
@@ -80,19 +83,22 @@ class Looper:
         self._ledger = ledger
         self._clock = clock
         self._now = clock.monotonic_ms
-        self._turn_over = turn_over
-        # By then a server has found out what came before its join.
-        self._second_copy_ms = 2 * config.federation_grace_period_ms
+        self._new_broadcast = new_broadcast
+        # Of the servers whose next transaction of Synapse's queue waits for us.
+        self._turn_over: dict[str, Broadcast] = {}
+        self._second_copy_ms = second_copy_ms(config.federation_grace_period_ms)
         self._slots = Slots(config.max_servers_at_once)
         self._debtors: dict[str, Debtor] = {}
         self._turns: dict[str, Turn] = {}
         # The servers for which steps are performed now.
         self._running: set[str] = set()
+        self._checks = 0
         self._rooms_to_look_into: set[str] = set()
-        self._ticking = False
-        # Whether it is known who is owed what is from before this process started.
-        self._has_looked = False
+        # Those of them that hold what is from before this process; None before the first look.
+        self._rooms_from_before: set[str] | None = None
+        self._is_looking = False
         self._is_first_look_over = False
+        self._first_look_over = new_broadcast()
         self._next_look = 0
         self._failed_looks = 0
 
@@ -164,28 +170,35 @@ class Looper:
         if not self._is_first_look_over:
             await self._wait_for_first_look(began)
         turn, debtor = self._turn(server_name), self._debtors.get(server_name)
+        turn.synapse_comes()
         if debtor is not None and turn.is_ahead:
             # What Synapse may try we may too.
             debtor.not_before = 0
             self._start(debtor)
-        while self._blocks(turn, debtor):
-            left_ms = turn.synapse_waits_ms - (self._now() - began)
-            if not await self._turn_over.wait_for(left_ms):
-                break
-        turn.synapse_waited(self._now() - began)
-        until = self._now() + MAX_READING_MS
-        while turn.is_ahead and debtor is not None and debtor.would_lose(counts):
-            if not await self._turn_over.wait_for(until - self._now()):
-                break
+        turn_over = self._turn_over[server_name] = self._new_broadcast()
+        try:
+            while self._blocks(turn, debtor):
+                left_ms = turn.synapse_waits_ms - (self._now() - began)
+                if not await turn_over.wait_for(left_ms):
+                    break
+            turn.synapse_waited(self._now() - began)
+            began = self._now()
+            while debtor is not None and debtor.would_lose(counts):
+                if not await turn_over.wait_for(turn.reading_waits_ms - (self._now() - began)):
+                    break
+            turn.synapse_waited_for_reading(self._now() - began)
+        finally:
+            self._turn_over.pop(server_name, None)
 
     async def _wait_for_first_look(self, began: int) -> None:
         """Wait until it is known who is owed what; once after a start, and for a bounded time.
 
         A look that fails ends nothing: it is repeated meanwhile, and may succeed.
         """
-        self._api.run_as_background_process("sticky_pay", self._tick)
+        if not self._is_looking:
+            self._api.run_as_background_process("sticky_pay", self._tick)
         while not self._is_first_look_over:
-            if not await self._turn_over.wait_for(MAX_WAIT_MS - (self._now() - began)):
+            if not await self._first_look_over.wait_for(MAX_WAIT_MS - (self._now() - began)):
                 self._is_first_look_over = True
 
     def transaction_begins(self, server_name: str) -> None:
@@ -200,7 +213,9 @@ class Looper:
             del self._turns[server_name]
         else:
             debtor.synapse_ended(self._now())
-            self._start(debtor)
+            if server_name not in self._running and not self._start(debtor):
+                # It can do nothing with its turn now.
+                self._turn(server_name).release(is_done=False)
 
     def retry(self, server_name: str) -> None:
         """Pay a server now, whatever pause it or its events are in."""
@@ -234,29 +249,28 @@ class Looper:
     # The loop.
 
     async def _tick(self) -> None:
-        if self._ticking or self._now() < self._next_look:
-            return
-        self._ticking = True
+        if not self._is_looking and self._now() >= self._next_look:
+            await self._look_for_debtors()
+        for debtor in list(self._debtors.values()):
+            self._start(debtor)
+            self._start_check(debtor)
+
+    async def _look_for_debtors(self) -> None:
+        self._is_looking = True
         try:
             await self._find_debtors()
-            self._has_looked = True
-            self._failed_looks = 0
-            self._first_look_succeeded()
         except Exception as error:
             log_failure("Cannot look for servers that are owed sticky events; trying again", error)
             pause_ms = _FIRST_LOOK_PAUSE_MS << min(self._failed_looks, 6)
             self._failed_looks += 1
             self._next_look = self._now() + min(pause_ms, _LONGEST_LOOK_PAUSE_MS)
+        else:
+            self._failed_looks = 0
+            if not self._is_first_look_over:
+                self._is_first_look_over = True
+                self._first_look_over.notify_all()
         finally:
-            self._ticking = False
-        for debtor in list(self._debtors.values()):
-            self._start(debtor)
-            self._start_check(debtor)
-
-    def _first_look_succeeded(self) -> None:
-        if not self._is_first_look_over:
-            self._is_first_look_over = True
-            self._turn_over.notify_all()
+            self._is_looking = False
 
     async def _find_debtors(self) -> None:
         if not self._ledger.has_begun:
@@ -265,6 +279,8 @@ class Looper:
         if self._ledger.has_grace_period_ended:
             synapse_at = await self._federation.queued_up_to()
             self._rooms_to_look_into |= self._ledger.end_grace_periods(synapse_at)
+        if self._rooms_from_before is None:
+            self._rooms_from_before = set(self._rooms_to_look_into)
         for room_id in list(self._rooms_to_look_into):
             await self._look_into(room_id)
 
@@ -276,14 +292,16 @@ class Looper:
             log_failure(f"Cannot find out who is in room {room_id!r}; trying again", error)
             return
         self._rooms_to_look_into.discard(room_id)
+        is_from_before = room_id in (self._rooms_from_before or ())
         for server_name in server_names:
             if self._federation.sends_to(server_name) and any(
                 self._ledger.due(server_name, room_id)
             ):
                 self._debtor(server_name).payment(room_id).owe(self._now())
-                if not self._has_looked:
-                    # Synapse's queue has forgotten them.
+                if is_from_before:
+                    # Synapse's queue has forgotten the events.
                     self._turn(server_name).go_ahead()
+        (self._rooms_from_before or set()).discard(room_id)
 
     def _debtor(self, server_name: str) -> Debtor:
         debtor = self._debtors.get(server_name)
@@ -301,22 +319,32 @@ class Looper:
 
     # One server.
 
-    def _start(self, debtor: Debtor) -> None:
-        """Go on with a server, if it is time and nobody does."""
+    def _start(self, debtor: Debtor) -> bool:
+        """Go on with a server, if it is time and nobody does; return whether we do now."""
         name = debtor.server_name
         if (
-            name not in self._running
-            and debtor.next_ts <= self._now()
-            and self._ledger.is_up_to_date
-            and self._debtors.get(name) is debtor
+            name in self._running
+            or self._slots.is_waiting(name)
+            or debtor.next_ts > self._now()
+            or not self._ledger.is_up_to_date
+            or self._debtors.get(name) is not debtor
         ):
-            self._running.add(name)
+            return False
+        self._running.add(name)
+        try:
             self._api.run_as_background_process("sticky_pay_server", self._run, debtor)
+        except Exception as error:
+            self._running.discard(name)
+            log_failure(f"Cannot send sticky events to {name}; trying again", error)
+            return False
+        return True
 
     async def _run(self, debtor: Debtor) -> None:
         """Perform steps as long as there are any."""
         step: Look | Ask | Send | None = None
         try:
+            # One server that rests starts the next one: not within each other.
+            await self._clock.sleep(0)
             while (step := debtor.next(self._now())) is not None:
                 if isinstance(step, Look):
                     await self._look(debtor, step)
@@ -334,28 +362,36 @@ class Looper:
             self._rest(debtor)
 
     def _rest(self, debtor: Debtor) -> None:
-        """There is nothing to do for a server now: leave the turn to others, and wait."""
+        """There is nothing to do for a server now: leave turn and slot to others, and wait."""
         name, turn = debtor.server_name, self._turn(debtor.server_name)
         turn.release(is_done=not debtor.has_unsent)
-        self._turn_over.notify_all()
-        if not debtor.is_queued:
-            self._slots.leave(name)
-            self._free_slot(name)
+        self._let_synapse_go_on(name)
+        self._free_slot(name)
         if debtor.is_settled:
-            del self._debtors[name]
-            if not turn.synapse_sends:
-                del self._turns[name]
-            if debtor.paid:
-                logger.info(
-                    "%s has caught up with sticky events: %d sent, the oldest after %.1f s",
-                    name,
-                    debtor.paid,
-                    debtor.oldest_age_ms / 1000,
-                )
+            self._forget(debtor)
             return
         left_ms = debtor.next_ts - self._now()
-        if left_ms < _TICK_MS:
+        if left_ms < _TICK_MS and not self._slots.is_waiting(name):
             self._clock.call_later(max(0, left_ms), partial(self._start, debtor))
+
+    def _forget(self, debtor: Debtor) -> None:
+        """Nothing is owed to a server any more."""
+        name = debtor.server_name
+        del self._debtors[name]
+        if name not in self._turn_over and not self._turns[name].synapse_sends:
+            del self._turns[name]
+        if debtor.paid:
+            logger.info(
+                "%s has caught up with sticky events: %d sent, the oldest after %.1f s",
+                name,
+                debtor.paid,
+                debtor.oldest_age_ms / 1000,
+            )
+
+    def _let_synapse_go_on(self, server_name: str) -> None:
+        """Let Synapse's queue see whether it still has to wait for us."""
+        if server_name in self._turn_over:
+            self._turn_over[server_name].notify_all()
 
     async def _look(self, debtor: Debtor, step: Look) -> None:
         """Find out what a server is owed in a room, and whether it can be sent that."""
@@ -402,6 +438,8 @@ class Looper:
     async def _ask(self, debtor: Debtor, step: Ask) -> None:
         """Ask whether a join is finished, or events have arrived."""
         server_name, room_id = debtor.server_name, step.payment.room_id
+        if await self._is_backing_off(debtor):
+            return
         state, awaited = step.payment.state, len(step.payment.awaited)
         ask = self._federation.has_in_history if step.in_history else self._federation.has_event
         reply = await ask(server_name, step.event_id)
@@ -439,17 +477,14 @@ class Looper:
         if not turn.claim():
             step.payment.deferred(now, now + MAX_DEFERRAL_MS)
             return False
-        if not self._slots.take(name, is_failing=debtor.failures > 0):
-            turn.release(is_done=False)
-            step.payment.queued()
-            return False
-        return True
+        self._slots.request(name, is_failing=debtor.failures > 0)
+        self._give_slots()
+        return self._slots.has(name)
 
     async def _send(self, debtor: Debtor, step: Send) -> None:
         """Send one transaction."""
         name, turn = debtor.server_name, self._turn(debtor.server_name)
         step.payment.began(step.events)
-        self._clock.call_later(_SLOT_MS, partial(self._free_slot, name))
         try:
             sent = await self._transmit(debtor, step)
         except RequestFailed as error:
@@ -518,26 +553,34 @@ class Looper:
                 server_name,
             )
 
-    def _free_slot(self, server_name: str) -> None:
-        """Give a server's slot to the one that waits longest."""
-        self._slots.give_back(server_name)
-        while (name := self._slots.next()) is not None:
+    def _give_slots(self) -> None:
+        """Give the slots that are free to the servers that wait longest."""
+        while (given := self._slots.give()) is not None:
+            name, number = given
+            self._clock.call_later(_SLOT_MS, partial(self._free_slot, name, number))
             debtor = self._debtors.get(name)
-            if debtor is not None:
-                debtor.granted(self._now())
-                if name not in self._running:
-                    self._start(debtor)
-                    return
-            # It asks for a slot again when it comes to that.
-            self._slots.leave(name)
+            if name not in self._running and (debtor is None or not self._start(debtor)):
+                # It asks for a slot again when it comes to that.
+                self._slots.take_back(name)
+
+    def _free_slot(self, server_name: str, number: int | None = None) -> None:
+        """Give a server's slot, if it is still the one with this number, to others."""
+        self._slots.take_back(server_name, number)
+        self._give_slots()
 
     # Checking one server.
 
     def _start_check(self, debtor: Debtor) -> None:
         """Check the events that have arrived, if it is time; beside payments."""
         history = debtor.history
-        if history and not history.is_checking and history.next_ts <= self._now():
+        if (
+            history
+            and not history.is_checking
+            and history.next_ts <= self._now()
+            and self._checks < _MAX_CHECKS
+        ):
             history.is_checking = True
+            self._checks += 1
             self._api.run_as_background_process("sticky_check_server", self._check, debtor)
 
     async def _check(self, debtor: Debtor) -> None:
@@ -545,27 +588,37 @@ class Looper:
         history = debtor.history
         try:
             events = history.batch()
-            lost = []
-            for event in events:
-                reply = Reply.SILENT
-                if history.must_ask:
-                    reply = await self._federation.has_in_history(
-                        debtor.server_name, event.event_id
-                    )
-                kept = history.took(event, reply, self._now())
-                if kept is None:
-                    break
-                if kept:
-                    self._settle(debtor, event.room_id, [event])
-                else:
-                    lost.append(event)
+            room_id = events[0].room_id
+            due = self._ledger.still_due(
+                debtor.server_name, room_id, sorted(events, key=lambda event: event.position)
+            )
+            # Nobody is owed any more what has expired.
+            history.forget(event for event in events if event not in due)
+            lost = await self._find_lost(debtor, due)
             self._metrics.count(PAYMENTS, len(lost), outcome="retried")
-            payment = debtor.rooms.get(events[0].room_id)
-            if payment is not None and (lost or not history.has_room(payment.room_id)):
+            payment = debtor.rooms.get(room_id)
+            if payment is not None and (lost or not history.has_room(room_id)):
                 payment.confirmed(lost, self._now())
         except Exception as error:
             log_failure(f"Cannot check what {debtor.server_name} has; trying again", error)
             history.next_ts = self._now() + _ERROR_PAUSE_MS
         finally:
             history.is_checking = False
+            self._checks -= 1
             self._start(debtor)
+
+    async def _find_lost(self, debtor: Debtor, events: list[StickyEvent]) -> list[StickyEvent]:
+        """Return those of these events that a server has lost, and settle those that it has."""
+        history, lost = debtor.history, []
+        for event in events:
+            reply = Reply.SILENT
+            if history.must_ask:
+                reply = await self._federation.has_in_history(debtor.server_name, event.event_id)
+            kept = history.took(event, reply, self._now())
+            if kept is None:
+                break
+            if kept:
+                self._settle(debtor, event.room_id, [event])
+            else:
+                lost.append(event)
+        return lost

@@ -23,8 +23,12 @@ MAX_EVENTS: Final = 50
 _MAX_STAGED: Final = 40
 # Of that many events from before a join at most the server is asked for each; more are sent twice.
 _MAX_ASKED: Final = 10
-# How long after the first copy the second one is sent, unless the looper says otherwise.
+# How long after the first copy the second one is sent. By then a server has found out what came
+# before its join.
 _SECOND_COPY_MS: Final = 30_000
+_LONGEST_SECOND_COPY_MS: Final = 60_000
+# So many copies of an event are enough for a server that takes them and answers no question.
+_MAX_SILENT_COPIES: Final = 2
 # How many events of a room a Synapse surely keeps staged; it throws most away above 100.
 _MAX_KEPT: Final = _MAX_STAGED + MAX_EVENTS
 # After that many we look again what is owed, and whether the server is still in the room.
@@ -96,6 +100,7 @@ TRANSITIONS: Final[dict[State, dict[Outcome, State]]] = {
         Outcome.IS_JOINING: State.JOINING,
         Outcome.IS_DIGESTING: State.DIGESTING,
         Outcome.CHOSE: State.CHOSEN,
+        Outcome.TAKEN: State.ARRIVING,
         Outcome.JOINED: State.DUE,
     },
     State.JOINING: {
@@ -244,6 +249,7 @@ class Payment:
     _question: Arrival | None = None
     _joining: Joining | None = None
     _deferred_ts: int | None = None
+    # Whether the server has joined since the transaction began that is on its way.
     _joined_meanwhile: bool = False
     # How often in a row the server did not know the room, and until when not to try again.
     _unknown: int = 0
@@ -265,7 +271,7 @@ class Payment:
 
     def join(self, now: int) -> None:
         """The server has joined the room: everything is owed, and it may want what it refused."""
-        self._joined_meanwhile = self.state is State.SENDING
+        self._joined_meanwhile = True
         self._tries.clear()
         self._drop()
         self._question = self._joining = None
@@ -316,15 +322,19 @@ class Payment:
     def found(self, found: Found, now: int) -> None:
         """The room was looked into."""
         self._join_position = found.join_position
+        self.chosen = []
         if not found.due or found.is_member is False:
             self.debtor.history.forget_room(self.room_id)
+            self._drop()
             self._become(Outcome.NOTHING, NEVER)
             return
-        unsent = [e for e in found.due if e.event_id not in self.debtor.history]
+        unsent = self._keep_due(found.due)
         times = [self._tries.get(event.event_id, _Tries()).next_ts for event in unsent]
         payable = [event for event, ts in zip(unsent, times, strict=True) if ts <= now]
-        next_ts = max(self._not_before, min(times, default=0))
-        if not unsent:
+        next_ts = max(self._not_before, min(times, default=NEVER))
+        if self.awaited and (next_ts > now or len(self.awaited) > _MAX_STAGED):
+            self._await_arrival(now)
+        elif not unsent:
             self._become(Outcome.SENT_ALL, NEVER)
         elif found.is_member is None:
             self._become(Outcome.NOT_NOW, now + _FIRST_PAUSE_MS)
@@ -337,10 +347,29 @@ class Payment:
             pass
         else:
             self.chosen = payable[:_MAX_EVENTS_PER_VISIT]
-            self._sends_twice = sum(map(self._is_early, self.chosen)) > _MAX_ASKED
+            self._sends_twice = sum(map(self._is_early, self.awaited + self.chosen)) > _MAX_ASKED
             self._become(Outcome.CHOSE, now)
         if self.state is not State.CHOSEN:
             self._deferred_ts = None
+
+    def _keep_due(self, due: list[StickyEvent]) -> list[StickyEvent]:
+        """Forget the events that are not due any more; return the due ones to send."""
+        due_ids = {event.event_id for event in due}
+        self._tries = {e: tries for e, tries in self._tries.items() if e in due_ids}
+        self.awaited = [event for event in self.awaited if event.event_id in due_ids]
+        awaited_ids = {event.event_id for event in self.awaited}
+        return [
+            event
+            for event in due
+            if event.event_id not in self.debtor.history and event.event_id not in awaited_ids
+        ]
+
+    def _await_arrival(self, now: int) -> None:
+        """Ask for the events that the server took: for the last, or until it can take more."""
+        last = self.awaited[-1 - _MAX_STAGED if self.chosen else -1]
+        count = self.awaited.index(last) + 1
+        self._question = Arrival.of(last.event_id, count, self.debtor.read_ms, now)
+        self._become(Outcome.TAKEN, self._question.next_ts)
 
     def _waits_for_join(self, event_id: str | None, now: int) -> bool:
         if event_id is None:
@@ -362,6 +391,9 @@ class Payment:
             # The server has joined again meanwhile.
             return Outcome.JOINED
         has = question.took(reply, now)
+        if has is False and question.is_silent and self._has_enough_copies():
+            # That the server took the events has to do.
+            has = True
         if has is None:
             outcome, next_ts = Outcome.NOT_READY, question.next_ts
         elif self.state is State.DIGESTING:
@@ -376,6 +408,11 @@ class Payment:
             outcome, next_ts = Outcome.LOST, now
         self._become(outcome, next_ts)
         return outcome
+
+    def _has_enough_copies(self) -> bool:
+        """Return whether nothing is gained if the awaited events are sent once more."""
+        copies = [self._tries.get(e.event_id, _Tries()).copies for e in self.awaited]
+        return bool(copies) and min(copies) >= _MAX_SILENT_COPIES
 
     def _heard_of_join(self, joining: Joining, reply: Reply, now: int) -> Outcome:
         is_ready = joining.took(reply, now)
@@ -440,25 +477,26 @@ class Payment:
         """Return whether Synapse's queue can go first: not for ever, if it gets nowhere."""
         return self._deferred_ts is None or now - self._deferred_ts < MAX_DEFERRAL_MS
 
-    def queued(self) -> None:
-        """There is no slot: wait for :meth:`Debtor.granted`."""
-        self.next_ts = NEVER
-
     def began(self, events: list[StickyEvent]) -> None:
         """A transaction with these events is on its way."""
         self._deferred_ts = None
+        self._joined_meanwhile = False
         self.chosen = self.chosen[len(events) :]
         self._become(Outcome.TURN, NEVER)
 
     def sent(self, sent: Sent, now: int) -> list[StickyEvent]:
-        """The server has answered; return the events to give up."""
-        self.debtor.succeeded()
+        """The server has answered, or nothing was left to send; return the events to give up."""
+        if sent.accepted or sent.refused or sent.missing:
+            self.debtor.succeeded()
+        if self._joined_meanwhile:
+            # What it did with these does not count any more.
+            self._become(Outcome.NOTHING_TAKEN, now)
+            return []
         self.chosen = sent.left + self.chosen
-        accepted = [] if self._joined_meanwhile else sent.accepted
-        for event in accepted:
+        for event in sent.accepted:
             self._tries.setdefault(event.event_id, _Tries()).copies += 1
-        self.awaited += accepted
-        self._unknown = 0 if accepted else self._unknown
+        self.awaited += sent.accepted
+        self._unknown = 0 if sent.accepted else self._unknown
         given_up = self._delay(sent.refused, now, "it refuses some of the events", refusal=1)
         if sent.missing:
             self._pause_room(now)
@@ -466,10 +504,7 @@ class Payment:
             self._become(Outcome.ROOM_LEFT, now)
         elif self.awaited:
             # The next transaction must find room beside what is staged then.
-            last = self.awaited[-1 - _MAX_STAGED if self.chosen else -1]
-            count = self.awaited.index(last) + 1
-            self._question = Arrival.of(last.event_id, count, self.debtor.read_ms, now)
-            self._become(Outcome.TAKEN, self._question.next_ts)
+            self._await_arrival(now)
         else:
             self._become(Outcome.NOTHING_TAKEN, now)
         return given_up
@@ -514,6 +549,11 @@ class Payment:
                 pause_ms = max(pause_ms, _TAKEN_PAUSE_MS)
             tries.next_ts = now + pause_ms
         return given_up
+
+
+def second_copy_ms(grace_period_ms: int) -> int:
+    """Return how long after the first copy of an event the second one is sent."""
+    return min(max(2 * grace_period_ms, _SECOND_COPY_MS), _LONGEST_SECOND_COPY_MS)
 
 
 def _pause_ms(first_ms: int, count: int, longest_ms: int) -> int:
@@ -606,17 +646,6 @@ class Debtor:
         self.not_before = 0
         for payment in self.rooms.values():
             payment.retry(now)
-
-    def granted(self, now: int) -> None:
-        """There is a slot."""
-        for payment in self.rooms.values():
-            if payment.state is State.CHOSEN:
-                payment.next_ts = now
-
-    @property
-    def is_queued(self) -> bool:
-        """Whether it waits for a slot."""
-        return any(p.state is State.CHOSEN and p.next_ts == NEVER for p in self.rooms.values())
 
     def broke(self, step: Look | Ask | Send | None, now: int, pause_ms: int, obstacle: str) -> None:
         """A step could not be performed, for an error of ours."""

@@ -1,157 +1,297 @@
-"""How Synapse's queues wait for the first look after a start."""
+"""Servers are paid, however many, and Synapse's queues wait for that or for the first look."""
 
-import asyncio
-import time
-from typing import Any
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from random import Random
 
-from synapse_sticky.config import StickyEventsConfig
-from synapse_sticky.seams.background import Broadcast, Clock
-from synapse_sticky.servers.ledger import Ledger
-from synapse_sticky.servers.looper import Looper
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-QUEUES = 20
+from synapse_sticky.servers.confirmation import Reply
+from synapse_sticky.servers.payment import NEVER
+from tests.unit.paying import HOUR_MS, Event, Server, World
+
 # Synapse's queues wait for two seconds.
-FAILS_S = 1.2
+FAILS_MS = 900
 
 
-class Time(Clock):
-    """The time of this machine."""
+def wait_of_queues(world: World, queues: int = 20) -> list[int]:
+    """How long Synapse's queues wait for the first look."""
+    waits: list[int] = []
 
-    def __init__(self) -> None:
-        pass
+    async def wait(server_name: str) -> None:
+        await world.looper.before_transaction(server_name, {})
+        waits.append(world.time.monotonic_ms())
 
-    def now_ts(self) -> int:
-        """The time."""
-        return int(time.time() * 1_000)
-
-    def monotonic_ms(self) -> int:
-        """The time, for waits."""
-        return int(time.monotonic() * 1_000)
-
-
-class Event(Broadcast):
-    """As the real one, without Synapse."""
-
-    def __init__(self) -> None:
-        self._happened = asyncio.Event()
-
-    def notify_all(self) -> None:
-        """Let everybody go on that waits now."""
-        happened, self._happened = self._happened, asyncio.Event()
-        happened.set()
-
-    async def wait_for(self, limit_ms: int) -> bool:
-        """Wait for the next call of that, for a bounded time."""
-        try:
-            await asyncio.wait_for(self._happened.wait(), limit_ms / 1_000)
-        except TimeoutError:
-            return False
-        return True
-
-
-class Away(Ledger):
-    """Cannot read its tables at first, and finds out at once."""
-
-    has_grace_period_ended = False
-
-    def __init__(self, until: float) -> None:
-        self.tries = 0
-        self._until = until
-
-    @property
-    def has_begun(self) -> bool:
-        """Never, so that each look begins."""
-        return False
-
-    async def begin(self, *args: Any) -> None:
-        """Fail, as soon as others have had their turn."""
-        self.tries += 1
-        await asyncio.sleep(0)
-        if time.monotonic() < self._until:
-            raise RuntimeError("the database is away")
-
-    async def reload(self, *args: Any) -> None:
-        """Have nothing new."""
-
-    async def store(self) -> None:
-        """Have nothing to store."""
-
-
-class Api:
-    """Runs the background work."""
-
-    def __init__(self) -> None:
-        self.tasks: list[Any] = []
-
-    def run_as_background_process(self, desc: str, func: Any, *args: Any) -> None:
-        """Begin it."""
-        self.tasks.append(asyncio.ensure_future(func(*args)))
-
-    def looping_background_call(self, func: Any, interval_ms: int, **kwargs: Any) -> None:
-        """Do it again and again."""
-
-        async def loop() -> None:
-            while True:
-                await asyncio.sleep(interval_ms / 1_000)
-                await func()
-
-        self.run_as_background_process("loop", loop)
-
-
-class Sends:
-    """Sends to every server."""
-
-    def sends_to(self, server_name: str) -> bool:
-        """To this one too."""
-        return True
-
-
-class Reader:
-    """Has no news."""
-
-    def subscribe(self, listener: Any) -> None:
-        """Never call the listener."""
-
-
-def looper_with(ledger: Ledger, event: Event) -> Looper:
-    """One that runs without Synapse."""
-    nothing: Any = None
-    api: Any = Api()
-    reader: Any = Reader()
-    federation: Any = Sends()
-    config = StickyEventsConfig.parse({})
-    looper = Looper(api, Time(), reader, federation, ledger, config, nothing, event)
-    looper.start(config)
-    return looper
-
-
-async def wait_of_queues(ledger: Away) -> list[float]:
-    """How long, in seconds, Synapse's queues wait for the first look."""
-    looper, began = looper_with(ledger, Event()), time.monotonic()
-
-    async def wait(server_name: str) -> float:
-        await looper.before_transaction(server_name, {})
-        return time.monotonic() - began
-
-    waits = await asyncio.gather(*(wait(f"{n}.example.org") for n in range(QUEUES)))
-    assert not looper.makes_wait("0.example.org")
-    while ledger.tries < 2:
-        # On a busy machine the queues may have waited long enough before.
-        await asyncio.sleep(0.1)
+    for number in range(queues):
+        world.api.run_as_background_process("queue", wait, f"{number}.example.org")
+    assert world.time.run(lambda: len(waits) == queues, 60_000)
+    assert not world.looper.makes_wait("0.example.org")
     return waits
 
 
+# F5
 def test_first_look_that_fails_is_repeated() -> None:
-    # F5: also while many queues wait for it; they go on only once it has succeeded
-    ledger = Away(until=time.monotonic() + FAILS_S)
-    waits = asyncio.run(wait_of_queues(ledger))
-    assert min(waits) > FAILS_S
-    assert ledger.tries <= 4
+    """Also while many queues wait for it; they go on only once it has succeeded."""
+    world = World()
+    world.store.fails_until_ms = FAILS_MS
+    waits = wait_of_queues(world)
+    assert FAILS_MS <= min(waits) <= max(waits) < 2_000
+    assert world.store.reads <= 4
 
 
+# F5a
 def test_queues_wait_for_a_first_look_once() -> None:
-    # F5a: for a bounded time, however long it goes on
-    ledger = Away(until=time.monotonic() + 3_600)
-    waits = asyncio.run(wait_of_queues(ledger))
-    assert min(waits) > FAILS_S
-    assert ledger.tries <= 5
+    """For a bounded time, however long it goes on."""
+    world = World()
+    world.store.fails_until_ms = 3_600_000
+    assert set(wait_of_queues(world)) == {2_000}
+    assert world.store.reads <= 5
+
+
+# F5
+@pytest.mark.parametrize("fault", ["back-off", "error"])
+def test_server_that_cannot_use_a_slot_holds_up_nobody(fault: str) -> None:
+    """One waits for a slot in one room, and is to be left alone when another room is looked at."""
+    world = World(slots=1)
+    paused, waiting = world.server("paused.example"), world.server("waiting.example")
+    # Each has the slot for a quarter of a second.
+    busy = [world.server(f"{n}.example", takes_ms=10_000) for n in range(20)]
+    is_left_alone = False
+
+    def backing_off_ts() -> int:
+        if is_left_alone and fault == "error":
+            raise RuntimeError("the database is away")
+        return world.time.now_ts() + 600_000 if is_left_alone else 0
+
+    paused.backing_off_ts = backing_off_ts
+    world.joined("!busy", *busy)
+    world.joined("!a", paused)
+    world.events("!busy", 1)
+    world.time.run(lambda: False, 1_000)
+    world.events("!a", 1)
+    assert world.time.run(lambda: world.looper._slots.is_waiting(paused.name), 30_000)
+    is_left_alone = True
+    for room_id, server in (("!b", paused), ("!c", waiting)):
+        world.events(room_id, 1)
+        world.join(room_id, server)
+    assert world.run_until_paid([waiting], 20_000)
+
+
+# F5
+@pytest.mark.parametrize("slots", [1, 3])
+def test_any_number_of_servers_may_wait(slots: int) -> None:
+    """Five hundred wait for slots, and when they have one for Synapse's queue, all at once."""
+    world = World(slots=slots)
+    servers = [world.server(f"{n}.example", takes_ms=200) for n in range(500)]
+    has_queue = False
+    world.network.has_queue = lambda name: has_queue
+    world.joined("!room", *servers)
+    world.events("!room", 2)
+    assert world.time.run(lambda: any(server.sending for server in servers), 30_000)
+    world.time.run(lambda: False, 100)
+    has_queue = True
+    world.time.run(lambda: False, 2_000)
+    has_queue = False
+    assert world.run_until_paid(servers, 300_000)
+    assert world.network.most_at_once <= slots
+    assert not world.looper._running
+    assert all(set(server.copies.values()) == {1} for server in servers)
+    assert world.api.deepest < 100
+    assert world.api.errors == []
+
+
+# F5a
+def test_who_waits_for_one_server_is_not_woken_by_others() -> None:
+    """Synapse's queues wait for the payment of their own server."""
+    world = World(slots=100)
+    servers = [world.server(f"{n}.example", takes_ms=1_500) for n in range(60)]
+    world.joined("!room", *servers)
+    world.events("!room", 2)
+    for server in servers:
+        # It is away.
+        world.looper.transaction_begins(server.name)
+    world.time.run(lambda: False, 14_000)
+    for server in servers:
+        world.looper.transaction_ended(server.name, False)
+    assert world.time.run(lambda: all(server.sending for server in servers), 10_000)
+    Event.woken = 0
+    for server in servers:
+        world.api.run_as_background_process(
+            "queue", world.looper.before_transaction, server.name, {}
+        )
+    assert world.run_until_paid(servers, 60_000)
+    assert Event.woken <= 4 * len(servers)
+
+
+# F2
+def test_second_copies_without_a_grace_period() -> None:
+    """Many events from before a join, if Synapse's queue is given no time."""
+    world = World(federation_grace_period="0s")
+    server = world.server("b.example")
+    world.joined("!room")
+    world.events("!room", 30)
+    world.time.run(lambda: False, 1_000)
+    world.join("!room", server)
+    assert world.run_until_paid([server], 120_000)
+    assert set(server.copies.values()) == {2}
+    assert world.api.errors == []
+
+
+# F2, F5
+def test_payments_go_on_while_looks_fail() -> None:
+    """A server that joins is paid, though the database does not say what else is to do."""
+    world = World()
+    server = world.server("b.example")
+    world.joined("!room")
+    world.events("!room", 3)
+
+    async def queued_up_to() -> int:
+        raise RuntimeError("the database is away")
+
+    world.network.queued_up_to = queued_up_to  # type: ignore[method-assign]
+    world.time.run(lambda: False, 60_000)
+    world.time.run(lambda: world.looper._next_look > world.time.monotonic_ms() + 9_000, 60_000)
+    world.join("!room", server)
+    assert world.time.run(lambda: bool(server.copies), 3_000)
+
+
+# F3
+def test_room_that_cannot_be_looked_into_at_first() -> None:
+    """What is owed there from before this process is paid before Synapse's queue goes on."""
+    world = World()
+    server = world.server("b.example")
+    world.joined("!room", server)
+    world.events("!room", 2, is_noticed=False)
+    world.network.knows_rooms = False
+    world.time.run(lambda: False, 2_000)
+    assert world.looper._is_first_look_over
+    world.network.knows_rooms = True
+    assert world.time.run(lambda: bool(server.sending), 5_000)
+    assert world.looper._turn(server.name).is_ahead
+
+
+class Chaos(World):
+    """Everything goes wrong at times, until it is over."""
+
+    def __init__(self, random: Random) -> None:
+        super().__init__(slots=random.randint(1, 3), federation_grace_period="1s")
+        self.random = random
+        self.is_over = False
+        self.joins = Counter[str]()
+        self.network.has_queue = lambda name: self.chance(0.2)
+        self.servers = [self.server(f"{n}.example") for n in range(random.randint(1, 12))]
+        for server in self.servers:
+            server.loses = partial(self.chance, random.choice([0, 0.1, 0.9]))
+            server.refuses = partial(self.chance, random.choice([0, 0, 0.05]))
+        for number, server in enumerate(self.servers):
+            self.joined(f"!{number % 4}", server)
+            self.joined("!all", server)
+
+    def chance(self, probability: float) -> bool:
+        """Whether something goes wrong now."""
+        return not self.is_over and self.random.random() < probability
+
+    def disturb(self) -> None:
+        """Let anything happen."""
+        server = self.random.choice(self.servers)
+        room_id = self.random.choice(list(self.network.rooms))
+        looper, now_ts = self.looper, self.time.now_ts()
+
+        def join() -> None:
+            self.joins[server.name] += 1
+            self.join(room_id, server)
+
+        happenings: list[Callable[[], object]] = [
+            lambda: self.events(room_id, self.random.randint(1, 70)),
+            join,
+            lambda: looper.on_back(server.name),
+            lambda: looper.retry(server.name),
+            lambda: setattr(server, "fails", self.random.choice([None, 0, 413, 429, 500])),
+            lambda: setattr(server, "takes_ms", self.random.choice([5, 50, 500, 20_000])),
+            lambda: setattr(server, "reply", self.random.choice([None, None, *Reply])),
+            lambda: setattr(server, "backing_off_ts", lambda: now_ts + 60_000),
+            lambda: setattr(server, "backing_off_ts", lambda: 0),
+            lambda: setattr(self.network, "knows_rooms", self.random.random() < 0.8),
+            partial(self.send_by_synapse, server),
+        ]
+        self.random.choice(happenings)()
+
+    def send_by_synapse(self, server: Server) -> None:
+        """Let Synapse's own queue send, unless it does so already."""
+        if not self.looper._turn(server.name).synapse_sends:
+            self.api.run_as_background_process("synapse", self._send_by_synapse, server)
+
+    async def _send_by_synapse(self, server: Server) -> None:
+        name, began = server.name, self.time.monotonic_ms()
+        if name in self.looper._turn_over:
+            return
+        if self.looper.makes_wait(name):
+            await self.looper.before_transaction(name, {"!all": self.random.randint(0, 50)})
+        assert self.time.monotonic_ms() - began <= 12_000
+        self.looper.transaction_begins(name)
+        await self.time.sleep(self.random.choice([5, 500]))
+        self.looper.transaction_ended(name, self.random.random() < 0.8)
+
+    def watch(self, duration_ms: int) -> None:
+        """Let time go on, and check all the time."""
+
+        def check() -> bool:
+            self.check()
+            return False
+
+        self.time.run(check, duration_ms)
+
+    def check(self) -> None:
+        """Nobody has a slot who does nothing, and everybody has something to wait for."""
+        looper = self.looper
+        waiting = {s.name for s in self.servers if looper._slots.is_waiting(s.name)}
+        held = {s.name for s in self.servers if looper._slots.has(s.name)}
+        assert held <= looper._running
+        assert not waiting & (looper._running | held)
+        for name, debtor in looper._debtors.items():
+            assert (
+                name in looper._running
+                or name in waiting
+                or debtor.next_ts < NEVER
+                or debtor.history
+                or debtor.history.is_checking
+            )
+
+    def calm(self) -> None:
+        """Let everything work from now on."""
+        self.is_over = True
+        self.network.knows_rooms = True
+        for server in self.servers:
+            server.fails, server.takes_ms, server.reply = None, 20, None
+            server.backing_off_ts = lambda: 0
+
+
+# F1, F5, F7
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 1 << 32), st.integers(0, 200))
+def test_whatever_happens_servers_are_paid(seed: int, happenings: int) -> None:
+    """No slot is lost, nobody is forgotten, and nothing is sent without end."""
+    random = Random(seed)
+    world = Chaos(random)
+    for room_id in world.network.rooms:
+        world.events(room_id, random.randint(1, 60))
+    for _ in range(happenings):
+        world.disturb()
+        pause_ms = random.choice([0, 1, 20, 300, 2_000, 30_000])
+        world.watch(pause_ms)
+    for server in world.servers:
+        # An event whose every copy is lost, or every question unanswered.
+        assert max(server.copies.values(), default=0) <= 12 * (1 + world.joins[server.name])
+    world.calm()
+    before = {server.name: Counter(server.copies) for server in world.servers}
+    assert world.run_until_paid(world.servers, HOUR_MS)
+    world.watch(120_000)
+    for server in world.servers:
+        assert max((server.copies - before[server.name]).values(), default=0) <= 3
+    assert not world.looper._debtors
+    assert not world.looper._turns
+    assert world.api.errors == []
+    assert world.api.deepest < 120

@@ -22,6 +22,7 @@ from synapse_sticky.servers.payment import (
     Send,
     Sent,
     State,
+    second_copy_ms,
 )
 from tests.diagram import drawn, on_page
 
@@ -141,8 +142,6 @@ class World:
             step = self.debtor.next(self.now)
             if step is not None:
                 self.perform(step)
-            elif self.debtor.is_queued:
-                self.debtor.granted(self.now)
             elif self.debtor.is_settled:
                 return True
             else:
@@ -219,7 +218,8 @@ class World:
         elif self.chance(0.2):
             step.payment.deferred(self.now, self.now + 500)
         elif self.chance(0.2):
-            step.payment.queued()
+            # It waits for a slot.
+            self.now += 100
         else:
             self.send(step)
 
@@ -470,3 +470,136 @@ def test_many_events_from_before_a_join_are_sent_twice() -> None:
     assert not debtor.history
     # Two transactions for each fifty events, and a question for each transaction.
     assert requests <= 85
+
+
+class Receiver:
+    """A server that takes everything, and a clock that runs from step to step.
+
+    Attributes:
+        copies: how often it was sent each event.
+        reply: what it answers to every question.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.debtor = Debtor("b.example")
+        self.payment = self.debtor.payment(ROOMS[0])
+        self.now = 0
+        self.due = [event(number) for number in range(1, count + 1)]
+        self.copies = dict.fromkeys((e.event_id for e in self.due), 0)
+        self.reply = Reply.HAS
+        self.payment.owe(self.now)
+
+    def step(self) -> Look | Ask | Send:
+        """Perform the next step, once its time has come; a transaction only begins."""
+        self.now = max(self.now, self.debtor.next_ts)
+        step = self.debtor.next(self.now)
+        assert step is not None
+        if isinstance(step, Look):
+            step.payment.found(Found(list(self.due)), self.now)
+        elif isinstance(step, Ask):
+            self.now += 100
+            step.payment.heard(self.reply, self.now)
+            settled, step.payment.settled = step.payment.settled, []
+            self.due = [e for e in self.due if e not in settled]
+        return step
+
+    def take(self, step: Send) -> None:
+        """Take a transaction."""
+        step.payment.began(step.events)
+        self.answer(step)
+
+    def answer(self, step: Send) -> None:
+        """Accept all of a transaction that has begun."""
+        for one in step.events:
+            self.copies[one.event_id] += 1
+        step.payment.sent(Sent(accepted=step.events), self.now)
+
+
+# F1, F5
+def test_join_during_a_transaction_counts_for_that_one_only() -> None:
+    """What the server took before it joined is sent again, and then no more."""
+    server, has_joined = Receiver(120), False
+    while server.due:
+        step = server.step()
+        if isinstance(step, Send):
+            step.payment.began(step.events)
+            if not has_joined:
+                has_joined = True
+                step.payment.join(server.now)
+            server.answer(step)
+        assert max(server.copies.values()) <= 2
+    assert sorted(server.copies.values()) == [1] * 70 + [2] * 50
+
+
+# F5
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_events_on_their_way_are_not_sent_again_after_a_deferral(every: int) -> None:
+    """However often Synapse's queue is first in between."""
+    server, tries = Receiver(200), 0
+    while server.due:
+        step = server.step()
+        assert server.now < HOUR_MS
+        if isinstance(step, Send):
+            tries += 1
+            if (every == 1 and tries % 2) or (every > 1 and not tries % every):
+                step.payment.deferred(server.now, server.now + 500)
+            else:
+                server.take(step)
+    assert set(server.copies.values()) == {1}
+
+
+# F1
+@pytest.mark.parametrize("reply", [Reply.SILENT, Reply.BUSY, Reply.NOT_ASKED])
+def test_silence_does_not_tell_that_events_have_arrived(reply: Reply) -> None:
+    """They are sent once more, and stay owed to a server that must not be asked."""
+    server = Receiver(30)
+    server.reply = reply
+    while server.due and server.now < HOUR_MS:
+        step = server.step()
+        if isinstance(step, Send):
+            server.take(step)
+        if max(server.copies.values()) < 2:
+            assert len(server.due) == 30
+    if reply is Reply.NOT_ASKED:
+        assert server.due
+        assert max(server.copies.values()) < 25
+    else:
+        assert not server.due
+        assert set(server.copies.values()) == {2}
+
+
+# F1
+def test_server_that_may_not_tell_yet_is_sent_events_once() -> None:
+    """Its join is a faster one: it has read them, and does not tell before it is finished."""
+    server = Receiver(30)
+    server.reply = Reply.MAY_NOT_TELL
+    while server.due:
+        step = server.step()
+        if isinstance(step, Send):
+            server.take(step)
+    assert set(server.copies.values()) == {1}
+
+
+# F7
+def test_tries_of_events_that_are_not_owed_any_more_are_forgotten() -> None:
+    """Though something else is owed all the time."""
+    server = Receiver(20)
+    payment = server.payment
+    for number in range(21, 2_000):
+        server.now = max(server.now, server.debtor.next_ts)
+        step = server.debtor.next(server.now)
+        if isinstance(step, Look):
+            # The oldest expires.
+            server.due = [*server.due[1:], event(number)]
+            payment.found(Found(list(server.due)), server.now)
+        elif isinstance(step, Send):
+            payment.began(step.events)
+            payment.sent(Sent(missing=step.events, refused=step.events[:1]), server.now)
+    assert len(payment._tries) <= 20
+
+
+# F2
+@pytest.mark.parametrize("grace_period_ms", [0, 1, 15_000, 86_400_000])
+def test_second_copy_comes_within_a_minute(grace_period_ms: int) -> None:
+    """Whatever the grace period is."""
+    assert 30_000 <= second_copy_ms(grace_period_ms) <= 60_000

@@ -4,34 +4,67 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synapse_sticky.servers.slots import Slots
-from synapse_sticky.servers.turns import MAX_WAIT_MS, Ending, Turn
+from synapse_sticky.servers.turns import MAX_READING_MS, MAX_WAIT_MS, Ending, Turn
 
 endings = st.sampled_from(Ending)
 
 
+def wait_fully(turn: Turn) -> int:
+    """Let a transaction of Synapse's queue wait as long as it may; return how long."""
+    turn.synapse_comes()
+    waited_ms = turn.synapse_waits_ms
+    turn.synapse_waited(waited_ms)
+    reading_ms = turn.reading_waits_ms
+    turn.synapse_waited_for_reading(reading_ms)
+    turn.synapse_begins()
+    return waited_ms + reading_ms
+
+
 # F5a
 @given(st.lists(st.tuples(st.sampled_from(["synapse", "ours"]), endings), max_size=40))
-def test_synapse_waits_two_seconds_at_most_until_we_get_through(
-    steps: list[tuple[str, Ending]],
-) -> None:
+def test_synapse_waits_once_for_an_outage(steps: list[tuple[str, Ending]]) -> None:
     """However our transactions end, those of Synapse's that arrive wait no longer in all."""
     turn, waited = Turn(), 0
     for who, ending in steps:
         turn.go_ahead()
         if who == "synapse":
-            # As long as it may.
-            wait_ms = turn.synapse_waits_ms
-            turn.synapse_waited(wait_ms)
-            waited += wait_ms
-            assert waited <= MAX_WAIT_MS
-            turn.synapse_begins()
+            waited += wait_fully(turn)
+            assert waited <= MAX_WAIT_MS + MAX_READING_MS
             turn.synapse_ended(arrived=ending is Ending.ARRIVED)
             if ending is not Ending.ARRIVED:
+                # The next outage.
                 waited = 0
         elif turn.claim():
+            is_ahead = turn.is_ahead
             turn.ended(ending)
-            if ending is Ending.ARRIVED:
+            if ending is Ending.ARRIVED and not is_ahead:
                 waited = 0
+
+
+# F5a
+@given(st.lists(st.tuples(st.sampled_from(["synapse", "ours"]), endings), max_size=40))
+def test_without_an_outage_synapse_waits_for_what_arrives(
+    steps: list[tuple[str, Ending]],
+) -> None:
+    """For two seconds in all, until a transaction of ours has arrived again."""
+    turn, waited = Turn(), 0
+    for who, ending in steps:
+        if who == "synapse":
+            waited += wait_fully(turn)
+            assert waited <= MAX_WAIT_MS
+            turn.synapse_ended(arrived=True)
+        elif turn.claim():
+            if ending is Ending.FAILED:
+                # Synapse's transaction comes while ours is on its way.
+                turn.synapse_comes()
+                wait_ms = turn.synapse_waits_ms
+                turn.synapse_waited(wait_ms)
+                waited += wait_ms
+                turn.synapse_begins()
+                turn.synapse_ended(arrived=True)
+            if ending is not Ending.UNAVAILABLE:
+                turn.ended(ending)
+            waited *= ending is not Ending.ARRIVED
 
 
 # F5a
@@ -85,56 +118,93 @@ def test_a_server_that_was_away_is_first_sent_what_it_missed() -> None:
 
 # F5
 def test_the_turn_after_synapses_transaction_is_ours() -> None:
-    """Though its next one would begin at once."""
+    """Though its next one would begin at once, and we wait for ours without doing anything."""
     turn = Turn()
     turn.synapse_begins()
     assert not turn.claim()
+    turn.release(is_done=False)
     assert turn.synapse_waits_ms == 0
     turn.synapse_ended(arrived=True)
     assert turn.is_ours
     assert turn.synapse_waits_ms == MAX_WAIT_MS
+    turn.synapse_comes()
     assert turn.claim()
     turn.ended(Ending.ARRIVED)
     assert not turn.is_ours
 
 
 # F5
+def test_synapse_is_next_if_it_waits() -> None:
+    """A transaction of Synapse's does not wait for two of ours in a row."""
+    turn = Turn()
+    assert turn.claim()
+    turn.synapse_comes()
+    turn.ended(Ending.ARRIVED)
+    assert not turn.claim()
+    assert turn.synapse_waits_ms == 0
+    turn.synapse_begins()
+    turn.synapse_ended(arrived=True)
+    assert turn.claim()
+
+
+# F5
+def test_turn_that_is_not_needed_any_more() -> None:
+    turn = Turn()
+    turn.synapse_begins()
+    assert not turn.claim()
+    turn.release(is_done=True)
+    turn.synapse_ended(arrived=True)
+    assert not turn.is_ours
+
+
+# F5
 @given(
-    st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["take", "fail", "give back", "leave"])))
+    st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["take", "fail", "give back"]))),
+    st.integers(1, 3),
 )
-def test_slots_are_bounded_and_fair(steps: list[tuple[int, str]]) -> None:
+def test_slots_are_bounded_and_fair(steps: list[tuple[int, str]], limit: int) -> None:
     """Never more than there are; first come, first served; failing servers last."""
-    slots, limit = Slots(3), 3
-    taken: set[str] = set()
+    slots = Slots(limit)
+    held: list[str] = []
     waiting: dict[bool, list[str]] = {False: [], True: []}
+
+    def give_all() -> None:
+        while (given := slots.give()) is not None:
+            queue = waiting[False] or waiting[True]
+            assert given[0] == queue.pop(0)
+            held.append(given[0])
+            assert slots.has(given[0])
+        assert len(held) == min(limit, len(held) + len(waiting[False] + waiting[True]))
+
     for number, action in steps:
         name = str(number)
         if action == "give back":
-            slots.give_back(name)
-            taken.discard(name)
-            continue
-        if action == "leave":
-            slots.leave(name)
-            for queue in waiting.values():
-                if name in queue:
-                    queue.remove(name)
-            continue
-        if name in taken:
-            continue
-        is_failing = action == "fail"
-        if name in waiting[not is_failing]:
-            waiting[not is_failing].remove(name)
-        if name not in waiting[is_failing]:
-            waiting[is_failing].append(name)
-        is_next = len(taken) < limit and (waiting[False] or waiting[True])[0] == name
-        assert slots.take(name, is_failing=is_failing) is is_next
-        if is_next:
-            waiting[is_failing].remove(name)
-            taken.add(name)
-        assert len(taken) <= limit
-    for name in taken:
-        slots.give_back(name)
+            slots.take_back(name)
+            if name in held:
+                held.remove(name)
+        elif not slots.is_waiting(name):
+            slots.request(name, is_failing=action == "fail")
+            if name not in held:
+                waiting[action == "fail"].append(name)
+                assert slots.is_waiting(name)
+        give_all()
+    while held:
+        slots.take_back(held.pop(0))
+        give_all()
     # Nobody waits for ever.
-    for expected in (waiting[False] + waiting[True])[:limit]:
-        assert slots.next() == expected
-        assert slots.take(expected, is_failing=expected in waiting[True])
+    assert not any(waiting.values())
+
+
+# F5
+def test_late_return_of_a_slot_takes_no_other_one() -> None:
+    """A server that has had a slot for long enough may have the next one by then."""
+    slots = Slots(1)
+    slots.request("a", is_failing=False)
+    assert slots.give() == ("a", 1)
+    slots.take_back("a")
+    slots.request("a", is_failing=False)
+    assert slots.give() == ("a", 2)
+    slots.take_back("a", 1)
+    assert slots.has("a")
+    slots.take_back("a", 2)
+    assert not slots.has("a")
