@@ -212,8 +212,10 @@ def test_limits_of_transactions(
         follow_until_seen(alice, rooms[0], [foreign])
         for room in rooms:
             remote.join(homeserver, room, "carol")
-        wait_until_received(remote, [e for events in by_room.values() for e in events], times=2)
-    ours = {event_id for events in by_room.values() for event_id in events}
+        # The second copies come after half a minute or a minute.
+        everything = [event_id for events in by_room.values() for event_id in events]
+        wait_until_received(remote, everything, times=2, timeout_s=120)
+    ours = set(everything)
     transactions = [
         [e for e in pdus if e.event_id in ours or e.event_id == foreign]
         for pdus in remote.transactions

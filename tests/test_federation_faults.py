@@ -131,7 +131,6 @@ def test_outage(
 # F3, F5
 @pytest.mark.repeats("workers")
 @pytest.mark.parametrize("fault", [Fault.CLOSE, Fault.CUT_ANSWERS, Fault.HANG, Fault.ERROR])
-@pytest.mark.repeats("workers")
 def test_connections_that_fail(
     homeserver: Homeserver, alice: Client, mixed_peer: Homeserver, fault: Fault
 ) -> None:

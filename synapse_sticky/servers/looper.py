@@ -56,6 +56,8 @@ _LONGEST_LOOK_PAUSE_MS: Final = 10_000
 _TOO_MANY_REQUESTS: Final = 429
 # How long a server has a slot at most: servers that do not answer do not take them all.
 _SLOT_MS: Final = 250
+# A pause of that length is told: it is stored.
+_TOLD_PAUSE_MS: Final = 5_000
 # How many servers are asked at once whether they have kept events, beside payments.
 _MAX_CHECKS: Final = 20
 # How long it may take this process to learn who is in the room, after a join was noticed.
@@ -154,7 +156,7 @@ class Looper:
         if not self._is_first_look_over:
             return True
         turn = self._turns.get(server_name)
-        return turn is not None and (turn.is_ahead or turn.synapse_waits_ms > 0)
+        return turn is not None and (turn.synapse_waits_ms > 0 or turn.reading_waits_ms > 0)
 
     async def before_transaction(self, server_name: str, counts: Mapping[str, int]) -> None:
         """Synapse's own queue is about to send to a server: let it wait for our turn to end.
@@ -188,7 +190,8 @@ class Looper:
                     break
             turn.synapse_waited_for_reading(self._now() - began)
         finally:
-            self._turn_over.pop(server_name, None)
+            if self._turn_over.get(server_name) is turn_over:
+                del self._turn_over[server_name]
 
     async def _wait_for_first_look(self, began: int) -> None:
         """Wait until it is known who is owed what; once after a start, and for a bounded time.
@@ -240,7 +243,7 @@ class Looper:
         found = []
         for debtor in self._debtors.values():
             if debtor.obstacle:
-                has_pause = now < debtor.next_ts < NEVER
+                has_pause = now + _TOLD_PAUSE_MS < debtor.next_ts < NEVER
                 # In whole seconds: it is stored whenever it changes.
                 retry_ts = round((debtor.next_ts + offset_ms) / 1000) * 1000 if has_pause else 0
                 found.append(Obstacle(debtor.server_name, debtor.obstacle, retry_ts))

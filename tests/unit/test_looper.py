@@ -3,12 +3,14 @@
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from synapse_sticky.seams.federation import Accepted
 from synapse_sticky.servers.confirmation import Reply
 from synapse_sticky.servers.payment import NEVER
 from tests.unit.paying import HOUR_MS, Event, Server, World
@@ -173,6 +175,47 @@ def test_room_that_cannot_be_looked_into_at_first() -> None:
     assert world.looper._turn(server.name).is_ahead
 
 
+# F5
+def test_obstacles_do_not_change_all_the_time() -> None:
+    """They are stored when they do: not whenever a server is asked, once in a second or two."""
+    world = World()
+    server = world.server("b.example", reply=Reply.HAS_NOT)
+    world.joined("!room", server)
+    world.events("!room", 30)
+    told = []
+    for _ in range(600):
+        world.time.run(lambda: False, 1_000)
+        told.append(world.looper.obstacles())
+    changes = sum(before != after for before, after in pairwise(told))
+    assert 2 < max(server.copies.values()) < 15
+    # When a pause begins, and shortly before it ends.
+    assert changes <= 2 * max(server.copies.values()) + 2
+
+
+# F5
+def test_few_servers_are_asked_at_once_whether_they_have_kept_events() -> None:
+    world = World(slots=100, federation_grace_period="1s")
+    servers = [world.server(f"{n}.example", takes_ms=500) for n in range(200)]
+    world.joined("!room")
+    world.events("!room", 3)
+    world.time.run(lambda: False, 1_000)
+    asked, most = 0, 0
+    has_in_history = world.network.has_in_history
+
+    async def ask(server_name: str, event_id: str) -> Reply:
+        nonlocal asked, most
+        asked += 1
+        most = max(most, asked)
+        reply = await has_in_history(server_name, event_id)
+        asked -= 1
+        return reply
+
+    world.network.has_in_history = ask  # type: ignore[method-assign]
+    world.join("!room", *servers)
+    assert world.run_until_paid(servers, 300_000)
+    assert 10 <= most <= 20
+
+
 class Chaos(World):
     """Everything goes wrong at times, until it is over."""
 
@@ -233,7 +276,13 @@ class Chaos(World):
         assert self.time.monotonic_ms() - began <= 12_000
         self.looper.transaction_begins(name)
         await self.time.sleep(self.random.choice([5, 500]))
-        self.looper.transaction_ended(name, self.random.random() < 0.8)
+        arrived = self.random.random() < 0.8
+        owed = self.ledger.owed(name, "!all")[-self.random.randint(1, 50) :]
+        if arrived and owed:
+            ids = [event.event_id for event in owed]
+            server.kept.update(event_id for event_id in ids if not self.chance(0.1))
+            self.looper.on_accepted(name, [Accepted("!all", ids, ids)])
+        self.looper.transaction_ended(name, arrived)
 
     def watch(self, duration_ms: int) -> None:
         """Let time go on, and check all the time."""
