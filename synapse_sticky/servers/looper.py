@@ -37,7 +37,6 @@ from synapse_sticky.servers.payment import (
     Send,
     Sent,
     State,
-    second_copy_ms,
 )
 from synapse_sticky.servers.slots import Slots
 from synapse_sticky.servers.turns import MAX_WAIT_MS, Ending, Turn
@@ -88,7 +87,6 @@ class Looper:
         self._new_broadcast = new_broadcast
         # Of the servers whose next transaction of Synapse's queue waits for us.
         self._turn_over: dict[str, Broadcast] = {}
-        self._second_copy_ms = second_copy_ms(config.federation_grace_period_ms)
         self._slots = Slots(config.max_servers_at_once)
         self._debtors: dict[str, Debtor] = {}
         self._turns: dict[str, Turn] = {}
@@ -309,7 +307,7 @@ class Looper:
     def _debtor(self, server_name: str) -> Debtor:
         debtor = self._debtors.get(server_name)
         if debtor is None:
-            debtor = self._debtors[server_name] = Debtor(server_name, self._second_copy_ms)
+            debtor = self._debtors[server_name] = Debtor(server_name)
         return debtor
 
     def _turn(self, server_name: str) -> Turn:

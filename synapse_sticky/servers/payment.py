@@ -23,10 +23,9 @@ MAX_EVENTS: Final = 50
 _MAX_STAGED: Final = 40
 # Of that many events from before a join at most the server is asked for each; more are sent twice.
 _MAX_ASKED: Final = 10
-# How long after the first copy the second one is sent. By then a server has found out what came
-# before its join.
+# How long after the first copy the second one is sent at least, and at most twice as long. By then
+# a server has found out what came before its join.
 _SECOND_COPY_MS: Final = 30_000
-_LONGEST_SECOND_COPY_MS: Final = 60_000
 # So many copies of an event are enough for a server that takes them and answers no question.
 _MAX_SILENT_COPIES: Final = 2
 # How many events of a room a Synapse surely keeps staged; it throws most away above 100.
@@ -446,13 +445,12 @@ class Payment:
 
     def _send_again(self, events: list[StickyEvent], now: int) -> None:
         """Send these a second time later: the server ignores those that it has in its history."""
-        pause_ms = self.debtor.second_copy_ms
         for event in events:
             self.debtor.obstacle = "it took the events, and is sent them once more"
             tries = self._tries.setdefault(event.event_id, _Tries())
             tries.is_repeated = True
             # All that were sent at about the same time together.
-            tries.next_ts = (now // pause_ms + 2) * pause_ms
+            tries.next_ts = (now // _SECOND_COPY_MS + 2) * _SECOND_COPY_MS
 
     def _is_first(self, event: StickyEvent) -> bool:
         """Whether the server may have refused an event, or have it as an outlier.
@@ -551,11 +549,6 @@ class Payment:
         return given_up
 
 
-def second_copy_ms(grace_period_ms: int) -> int:
-    """Return how long after the first copy of an event the second one is sent."""
-    return min(max(2 * grace_period_ms, _SECOND_COPY_MS), _LONGEST_SECOND_COPY_MS)
-
-
 def _pause_ms(first_ms: int, count: int, longest_ms: int) -> int:
     return min(first_ms << min(count - 1, 20), longest_ms)
 
@@ -572,11 +565,9 @@ class Debtor:
         not_before: the server is left alone until then.
         obstacle: why the last try came to nothing.
         read_ms: how long it takes to read one event of a transaction.
-        second_copy_ms: how long after the first copy of an event a second one is sent.
     """
 
     server_name: str
-    second_copy_ms: int = _SECOND_COPY_MS
     rooms: dict[str, Payment] = attr.Factory(dict)
     history: History = attr.Factory(History)
     limit: int = MAX_EVENTS
