@@ -544,6 +544,7 @@ def test_events_on_their_way_are_not_sent_again_after_a_deferral(every: int) -> 
                 step.payment.deferred(server.now, server.now + 500)
             else:
                 server.take(step)
+                assert max(server.copies.values()) == 1
     assert set(server.copies.values()) == {1}
 
 
