@@ -374,4 +374,8 @@ class World:
     def run_until_paid(self, servers: Iterable[Server], limit_ms: int) -> bool:
         """Whether servers have everything within some time."""
         servers = list(servers)
-        return self.time.run(lambda: not any(map(self.owed, servers)), limit_ms)
+
+        def are_paid() -> bool:
+            return self.ledger.has_begun and not any(map(self.owed, servers))
+
+        return self.time.run(are_paid, limit_ms)

@@ -104,6 +104,17 @@ def test_any_number_of_servers_may_wait() -> None:
     assert world.api.errors == []
 
 
+# F5
+def test_slots_are_as_many_as_there_are() -> None:
+    """Also for servers that are sent many transactions one after the other, each for a moment."""
+    world = World(slots=1)
+    servers = [world.server(f"{n}.example", takes_ms=40 + 9 * n) for n in range(4)]
+    world.joined("!room", *servers)
+    world.events("!room", 1_000)
+    assert world.run_until_paid(servers, 120_000)
+    assert world.network.most_at_once == 1
+
+
 # F5a
 def test_who_waits_for_one_server_is_not_woken_by_others() -> None:
     """Synapse's queues wait for the payment of their own server."""

@@ -596,3 +596,20 @@ def test_tries_of_events_that_are_not_owed_any_more_are_forgotten() -> None:
             payment.began(step.events)
             payment.sent(Sent(missing=step.events, refused=step.events[:1]), server.now)
     assert len(payment._tries) <= 20
+
+
+# F5a
+def test_transaction_with_nothing_to_send_ends_no_pause() -> None:
+    """All of its events were redacted or had arrived in the meantime: that says nothing."""
+    server = Receiver(60)
+    assert isinstance(server.step(), Look)
+    step = server.step()
+    assert isinstance(step, Send)
+    step.payment.began(step.events)
+    server.debtor.failed(step, server.now, "it answered 500", is_alone=True)
+    failures, limit = server.debtor.failures, server.debtor.limit
+    while not isinstance(step := server.step(), Send):
+        pass
+    step.payment.began(step.events)
+    step.payment.sent(Sent(), server.now)
+    assert (server.debtor.failures, server.debtor.limit) == (failures, limit)
