@@ -154,10 +154,10 @@ class Looper:
         if not self._is_first_look_over:
             return True
         turn = self._turns.get(server_name)
-        return turn is not None and (turn.synapse_waits_ms > 0 or turn.reading_waits_ms > 0)
+        return turn is not None and turn.synapse_waits_ms > 0
 
     async def before_transaction(self, server_name: str, counts: Mapping[str, int]) -> None:
-        """Synapse's own queue is about to send to a server: let it wait for our turn to end.
+        """Synapse's own queue is about to send to a server: let it wait as long as it has to.
 
         Args:
             counts: how many events it is about to send, by room.
@@ -177,16 +177,12 @@ class Looper:
             self._start(debtor)
         turn_over = self._turn_over[server_name] = self._new_broadcast()
         try:
-            while self._blocks(turn, debtor):
+            while self._blocks(turn, debtor, counts):
+                # The first look is a part of it.
                 left_ms = turn.synapse_waits_ms - (self._now() - began)
-                if not await turn_over.wait_for(left_ms):
-                    break
-            turn.synapse_waited(self._now() - began)
-            began = self._now()
-            while debtor is not None and debtor.would_lose(counts):
-                if not await turn_over.wait_for(turn.reading_waits_ms - (self._now() - began)):
-                    break
-            turn.synapse_waited_for_reading(self._now() - began)
+                await turn_over.wait_for(left_ms)
+                turn.synapse_waited(self._now() - began)
+                began = self._now()
         finally:
             if self._turn_over.get(server_name) is turn_over:
                 del self._turn_over[server_name]
@@ -208,15 +204,17 @@ class Looper:
 
     def transaction_ended(self, server_name: str, arrived: bool) -> None:
         """The transaction of Synapse's own queue has ended."""
-        self._turn(server_name).synapse_ended(arrived=arrived)
+        turn = self._turn(server_name)
+        turn.synapse_ended(arrived=arrived)
         debtor = self._debtors.get(server_name)
         if debtor is None:
             del self._turns[server_name]
         else:
-            debtor.synapse_ended(self._now())
-            if server_name not in self._running and not self._start(debtor):
+            if self._now() >= turn.rests_until:
+                debtor.synapse_ended(self._now())
+            if not self._start(debtor):
                 # It can do nothing with its turn now.
-                self._turn(server_name).release(is_done=False)
+                turn.give_way()
 
     def retry(self, server_name: str) -> None:
         """Pay a server now, whatever pause it or its events are in."""
@@ -313,10 +311,12 @@ class Looper:
     def _turn(self, server_name: str) -> Turn:
         return self._turns.setdefault(server_name, Turn())
 
-    def _blocks(self, turn: Turn, debtor: Debtor | None) -> bool:
-        """Whether Synapse's next transaction is to wait for us."""
-        is_busy = debtor is not None and debtor.is_busy(self._now())
-        return turn.synapse_waits_ms > 0 and (turn.is_ours or (turn.is_ahead and is_busy))
+    def _blocks(self, turn: Turn, debtor: Debtor | None, counts: Mapping[str, int]) -> bool:
+        """Whether Synapse's next transaction, with so many events by room, is to wait for us."""
+        if turn.synapse_waits_ms == 0 or turn.is_ours or debtor is None:
+            return turn.synapse_waits_ms > 0 and turn.is_ours
+        # After an outage: until what was missed is sent, and does not get lost.
+        return debtor.is_busy(self._now()) or debtor.would_lose(counts)
 
     # One server.
 
@@ -329,6 +329,7 @@ class Looper:
             or debtor.next_ts > self._now()
             or not self._ledger.is_up_to_date
             or self._debtors.get(name) is not debtor
+            or self._turn(name).is_after_this
         ):
             return False
         self._running.add(name)
@@ -346,7 +347,7 @@ class Looper:
         try:
             # One server that rests starts the next one: not within each other.
             await self._clock.sleep(0)
-            while (step := debtor.next(self._now())) is not None:
+            while (step := self._next_step(debtor)) is not None:
                 if isinstance(step, Look):
                     await self._look(debtor, step)
                 elif isinstance(step, Ask):
@@ -362,10 +363,25 @@ class Looper:
             self._running.discard(debtor.server_name)
             self._rest(debtor)
 
+    def _next_step(self, debtor: Debtor) -> Look | Ask | Send | None:
+        """Return what to do next for a server, and leave the turn to Synapse if we do not send."""
+        turn = self._turn(debtor.server_name)
+        if turn.is_after_this:
+            # Nothing is begun that could miss our turn.
+            return None
+        step = debtor.next(self._now())
+        if not isinstance(step, Send) and (step is None or not step.payment.is_deferred):
+            turn.give_way()
+            self._let_synapse_go_on(debtor.server_name)
+        return step
+
     def _rest(self, debtor: Debtor) -> None:
         """There is nothing to do for a server now: leave turn and slot to others, and wait."""
         name, turn = debtor.server_name, self._turn(debtor.server_name)
-        turn.release(is_done=not debtor.has_unsent)
+        if debtor.has_unsent:
+            turn.give_way()
+        else:
+            turn.finish()
         self._let_synapse_go_on(name)
         self._free_slot(name)
         if debtor.is_settled:
@@ -468,6 +484,9 @@ class Looper:
         is_from_before_join = all(
             self._ledger.is_from_before_join(name, event) for event in step.events
         )
+        if now < turn.rests_until and not turn.is_ahead:
+            step.payment.deferred(now, turn.rests_until)
+            return False
         if (
             turn.is_second(is_from_before_join=is_from_before_join)
             and step.payment.may_defer(now)
@@ -486,11 +505,12 @@ class Looper:
         """Send one transaction."""
         name, turn = debtor.server_name, self._turn(debtor.server_name)
         step.payment.began(step.events)
+        turn.began(self._now())
         try:
             sent = await self._transmit(debtor, step)
         except RequestFailed as error:
             ending = Ending.of(error.status)
-            turn.ended(ending)
+            turn.ended(ending, self._now())
             was_there = ending is Ending.FAILED and error.status != _TOO_MANY_REQUESTS
             debtor.failed(
                 step,
@@ -501,10 +521,12 @@ class Looper:
             )
         else:
             if sent is not None:
-                turn.ended(Ending.ARRIVED)
+                turn.ended(Ending.ARRIVED, self._now())
             self._take_note(debtor, step, sent or Sent())
         finally:
+            turn.give_way()
             self._free_slot(name)
+            self._let_synapse_go_on(name)
 
     async def _transmit(self, debtor: Debtor, step: Send) -> Sent | None:
         """Send those of the events that are still to be sent; None if there are none.

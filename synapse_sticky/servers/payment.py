@@ -471,6 +471,11 @@ class Payment:
         self.debtor.obstacle = "Synapse's own queue is sending to it"
         self._become(Outcome.DEFERRED, until_ts)
 
+    @property
+    def is_deferred(self) -> bool:
+        """Whether Synapse's queue went first, and it is our turn as soon as that has ended."""
+        return self._deferred_ts is not None
+
     def may_defer(self, now: int) -> bool:
         """Return whether Synapse's queue can go first: not for ever, if it gets nowhere."""
         return self._deferred_ts is None or now - self._deferred_ts < MAX_DEFERRAL_MS
@@ -593,7 +598,9 @@ class Debtor:
         """Return what to do next, None if there is nothing to do yet."""
         if not self.rooms or self.next_ts > now:
             return None
-        return min(self.rooms.values(), key=lambda payment: payment.next_ts).step(now)
+        # If Synapse's queue has let us go first, nothing else is to come between.
+        can_go_on = [payment for payment in self.rooms.values() if payment.next_ts <= now]
+        return min(can_go_on, key=lambda p: (not p.is_deferred, p.next_ts)).step(now)
 
     def is_busy(self, now: int) -> bool:
         """Return whether it is being sent events, so that Synapse's queue may wait for the end."""

@@ -3,9 +3,12 @@
 
 A receiving Synapse takes one transaction at a time from another server and refuses a second
 one, so the two take turns. Synapse's traffic comes first, but for one case: a server that was
-away is first sent the sticky events that it missed, so that it gets them in order. That, and a
-transaction of ours that is on its way, is all that Synapse's queue ever waits for: two seconds
-in all after an outage, and otherwise two seconds until a transaction of ours has arrived again.
+away is first sent the sticky events that it missed, so that it gets them in order.
+
+Synapse's queue waits for nothing but a transaction of ours that is on its way or begins at once,
+and after an outage until the missed events are sent and read: two seconds in all, and then until
+the transaction of ours has ended that is on its way. We have the turn only for such a transaction:
+never while we ask something.
 """
 
 import enum
@@ -16,10 +19,15 @@ import attr
 MAX_WAIT_MS: Final = 2_000
 """How long Synapse's queue for a server waits for us in all."""
 
-MAX_READING_MS: Final = 10_000
-"""How long it waits in all, after an outage, until the server has read what we sent.
+MAX_SENDING_MS: Final = 10_000
+"""How long it waits at most for the end of one transaction of ours that is on its way.
 
-Otherwise the server would throw that away."""
+The server would refuse Synapse's, which is repeated only seconds later."""
+
+# A transaction of ours that took longer than that, while Synapse's queue waited for it, is
+# followed by a rest of so many times as long, for the queue to send what has come in between.
+_LONG_MS: Final = 1_000
+_REST: Final = 9
 
 _UNAVAILABLE: Final = frozenset({0, 502, 503, 504})
 
@@ -40,21 +48,32 @@ class Ending(enum.Enum):
         return cls.UNAVAILABLE if status in _UNAVAILABLE else cls.FAILED
 
 
+class Ours(enum.Enum):
+    """Where our next transaction to a server is."""
+
+    NONE = "none is planned"
+    AFTER_SYNAPSE = "it comes after the one of Synapse's queue"
+    NEXT = "it begins at once"
+    SENDING = "it is on its way"
+
+
 @attr.s(slots=True, auto_attribs=True)
 class Turn:
     """Who sends next to one server.
 
     Attributes:
+        ours: where our next transaction is.
         is_alone: whether only our transactions fail: Synapse's arrive meanwhile.
         synapse_sends: whether a transaction of Synapse's queue is on its way.
+        rests_until: until when we leave the server to Synapse's queue.
     """
 
+    ours: Ours = Ours.NONE
     is_alone: bool = False
     synapse_sends: bool = False
+    rests_until: int = 0
     _synapse_waits: bool = False
-    _is_ours: bool = False
-    # Whether our turn comes once Synapse's transaction has ended.
-    _is_claimed: bool = False
+    _began_ts: int = 0
     _we_failed: bool = False
     # Whether the events that the server missed in an outage are being sent, and whether Synapse's
     # queue has waited for them as long as it may.
@@ -63,30 +82,32 @@ class Turn:
     # How long Synapse's queue has waited since the outage began, or without one since a
     # transaction of ours arrived.
     _waited_ms: int = 0
+    # How long it has waited since the transaction of ours began that is on its way.
+    _waited_for_this_ms: int = 0
     # Whether one arrived while it waited.
     _arrived: bool = False
-    _waited_for_reading_ms: int = 0
 
     @property
     def is_ahead(self) -> bool:
         """Whether we go before Synapse's queue."""
         return self._is_after_outage and not self._has_waited
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether a transaction of ours is on its way, or begins at once."""
+        return self.ours in (Ours.NEXT, Ours.SENDING)
+
     # Synapse's queue.
 
     @property
     def synapse_waits_ms(self) -> int:
         """How long Synapse's next transaction is to wait for us at most; 0 if it need not."""
-        if not (self.is_ahead or self._is_ours):
+        if not (self.is_ahead or self.is_ours):
             return 0
-        return max(0, MAX_WAIT_MS - self._waited_ms)
-
-    @property
-    def reading_waits_ms(self) -> int:
-        """How long it is to wait until the server has read what we sent; 0 if it need not."""
-        if not self._is_after_outage:
-            return 0
-        return max(0, MAX_READING_MS - self._waited_for_reading_ms)
+        left_ms = MAX_WAIT_MS - self._waited_ms
+        if self.ours is Ours.SENDING and not self._we_failed:
+            left_ms = max(left_ms, MAX_SENDING_MS - self._waited_for_this_ms)
+        return max(0, left_ms)
 
     def synapse_comes(self) -> None:
         """Synapse's queue has a transaction, which may have to wait for us."""
@@ -94,27 +115,27 @@ class Turn:
         self._arrived = False
 
     def synapse_waited(self, waited_ms: int) -> None:
-        """It has waited that long for our transactions."""
+        """It has waited that long, until it looked again whether it still has to."""
+        self._waited_for_this_ms += waited_ms
         if not self._arrived:
             self._waited_ms += waited_ms
             self._has_waited |= self._waited_ms >= MAX_WAIT_MS
-
-    def synapse_waited_for_reading(self, waited_ms: int) -> None:
-        """It has waited that long until the server had read what we sent."""
-        self._waited_for_reading_ms += waited_ms
+        self._arrived = False
 
     def synapse_begins(self) -> None:
         """A transaction of Synapse's queue is sent."""
         self.synapse_sends, self._synapse_waits = True, False
+        if self.ours is Ours.NEXT:
+            self.ours = Ours.AFTER_SYNAPSE
 
     def synapse_ended(self, *, arrived: bool) -> None:
         """The transaction of Synapse's queue has ended."""
         self.synapse_sends = False
-        self._is_ours |= self._is_claimed
-        self._is_claimed = False
+        if self.ours is Ours.AFTER_SYNAPSE:
+            self.ours = Ours.NEXT
         if not arrived:
             # An outage begins.
-            self._waited_ms = self._waited_for_reading_ms = 0
+            self._waited_ms = 0
             self._has_waited = False
         self.is_alone |= arrived and self._we_failed
         self._is_after_outage = (self._is_after_outage or not arrived) and not self.is_alone
@@ -122,9 +143,9 @@ class Turn:
     # We.
 
     @property
-    def is_ours(self) -> bool:
-        """Whether we send, or are about to."""
-        return self._is_ours
+    def is_after_this(self) -> bool:
+        """Whether ours begins once the transaction of Synapse's has ended that is on its way."""
+        return self.synapse_sends and self.ours is Ours.AFTER_SYNAPSE
 
     def is_second(self, *, is_from_before_join: bool) -> bool:
         """Return whether Synapse's queue sends first what it has for the server.
@@ -139,15 +160,23 @@ class Turn:
         self._is_after_outage = not self.is_alone
 
     def claim(self) -> bool:
-        """Take the turn, or otherwise the next one; return whether it is ours now."""
-        is_synapses = self.synapse_sends or (self._synapse_waits and not self.is_ahead)
-        if not self._is_ours:
-            self._is_ours, self._is_claimed = not is_synapses, is_synapses
-        return self._is_ours
+        """Take the turn, or otherwise the one after Synapse's; return whether it is ours now."""
+        if self.ours is not Ours.NEXT:
+            is_synapses = self.synapse_sends or (self._synapse_waits and not self.is_ahead)
+            self.ours = Ours.AFTER_SYNAPSE if is_synapses else Ours.NEXT
+        return self.ours is Ours.NEXT
 
-    def ended(self, ending: Ending) -> None:
+    def began(self, now: int) -> None:
+        """Our transaction is on its way."""
+        self.ours = Ours.SENDING
+        self._began_ts, self._waited_for_this_ms = now, 0
+
+    def ended(self, ending: Ending, now: int) -> None:
         """Our transaction has ended, and with it our turn."""
-        self._is_ours = False
+        self.ours = Ours.NONE
+        took_ms = now - self._began_ts
+        if self._synapse_waits and took_ms > _LONG_MS and not self.is_ahead:
+            self.rests_until = now + _REST * took_ms
         self._we_failed = ending is not Ending.ARRIVED
         if not self._we_failed:
             self.is_alone = False
@@ -158,13 +187,12 @@ class Turn:
         else:
             self._is_after_outage = False
 
-    def release(self, *, is_done: bool) -> None:
-        """We do not send now.
+    def give_way(self) -> None:
+        """We do not send at once: the turn is Synapse's."""
+        if self.is_ours:
+            self.ours = Ours.NONE
 
-        Args:
-            is_done: whether there is nothing to send at all.
-        """
-        self._is_ours = False
-        self._is_claimed &= not is_done
-        if is_done:
-            self._is_after_outage = self._has_waited = False
+    def finish(self) -> None:
+        """Nothing is left to send."""
+        self.ours = Ours.NONE
+        self._is_after_outage = self._has_waited = False

@@ -12,7 +12,7 @@ from synapse_sticky.config import StickyEventsConfig
 from synapse_sticky.deliverable.index import StickyIndex
 from synapse_sticky.seams.background import Broadcast, Clock
 from synapse_sticky.seams.bounds import NOTHING_READ
-from synapse_sticky.seams.federation import Answer, RequestFailed
+from synapse_sticky.seams.federation import Accepted, Answer, RequestFailed
 from synapse_sticky.servers.confirmation import Reply
 from synapse_sticky.servers.ledger import Ledger
 from synapse_sticky.servers.looper import Looper
@@ -175,18 +175,23 @@ class Server:
     """A server that is sent events. Its attributes say how it behaves.
 
     Attributes:
-        takes_ms: how long it takes to answer.
+        takes_ms: how long it takes to answer to transactions.
+        asks_ms: how long to questions; as long if it is None.
         fails: what it answers to transactions instead, if that is an error: an HTTP status.
         reply: what it answers when asked for events, if not what is so.
         loses: how often it takes an event without having it then.
+        rejected: the events that it takes and then does not have in its room's history.
         backing_off_ts: until when Synapse backs off from it, by how often that was asked.
         copies: how often each event was sent to it.
         kept: the events that it has.
         sending: how many transactions to it are on their way.
+        synapse_sends: whether one of Synapse's own queue is; it refuses ours meanwhile.
+        questions: how often it was asked for an event.
     """
 
     name: str
     takes_ms: int = 20
+    asks_ms: int | None = None
     fails: int | None = None
     reply: Reply | None = None
     loses: Callable[[], bool] = lambda: False
@@ -195,6 +200,9 @@ class Server:
     copies: Counter[str] = attr.Factory(Counter)
     kept: set[str] = attr.Factory(set)
     sending: int = 0
+    synapse_sends: bool = False
+    questions: int = 0
+    rejected: Collection[str] = ()
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -260,9 +268,12 @@ class Network:
         self.sending_at_once += server.fails is None
         self.most_at_once = max(self.most_at_once, self.sending_at_once)
         fails = server.fails
+        is_refused = server.synapse_sends
         await self._time.sleep(server.takes_ms)
         server.sending -= 1
         self.sending_at_once -= fails is None
+        if is_refused:
+            raise RequestFailed("it answered 429", 429)
         if fails is not None:
             raise RequestFailed(f"it answered {fails}", fails)
         refused = set()
@@ -276,13 +287,20 @@ class Network:
 
     async def has_event(self, server_name: str, event_id: str) -> Reply:
         """What the server says."""
+        return await self._asked(self.servers[server_name], event_id)
+
+    async def has_in_history(self, server_name: str, event_id: str) -> Reply:
+        """What the server says."""
         server = self.servers[server_name]
-        await self._time.sleep(server.takes_ms)
+        reply = await self._asked(server, event_id)
+        return Reply.HAS_NOT if event_id in server.rejected else reply
+
+    async def _asked(self, server: Server, event_id: str) -> Reply:
+        server.questions += 1
+        await self._time.sleep(server.takes_ms if server.asks_ms is None else server.asks_ms)
         if server.reply is not None:
             return server.reply
         return Reply.HAS if event_id in {*server.kept, "$first"} else Reply.HAS_NOT
-
-    has_in_history = has_event
 
 
 class World:
@@ -379,3 +397,69 @@ class World:
             return self.ledger.has_begun and not any(map(self.owed, servers))
 
         return self.time.run(are_paid, limit_ms)
+
+
+class Queue:
+    """Synapse's own queue for a server, which gets a plain event again and again.
+
+    A transaction that the server refuses, because one of ours is on its way, is repeated only
+    seconds later, as Synapse does.
+
+    Attributes:
+        latencies: how long each event took.
+        waits: how long each transaction waited for us.
+        refused: how often the server refused one.
+    """
+
+    def __init__(
+        self, world: World, server: Server, every_ms: int, room_id: str = "!plain"
+    ) -> None:
+        self._world = world
+        self._server = server
+        self._every_ms = every_ms
+        self._room_id = room_id
+        self._pending: list[tuple[str, int]] = []
+        self._is_running = False
+        self._count = 0
+        self.is_over = False
+        self.latencies: list[int] = []
+        self.waits: list[int] = []
+        self.refused = 0
+        world.network.has_queue = lambda name: self._is_running
+        world.time.call_later(0, self._add)
+
+    def _add(self) -> None:
+        if self.is_over:
+            return
+        self._count += 1
+        self._pending.append((f"$plain{self._count}", self._world.time.monotonic_ms()))
+        if not self._is_running:
+            self._is_running = True
+            self._world.api.run_as_background_process("queue", self._run)
+        self._world.time.call_later(self._every_ms, self._add)
+
+    async def _run(self) -> None:
+        while self._pending:
+            events, self._pending = self._pending[:50], self._pending[50:]
+            await self._send(events)
+        self._is_running = False
+
+    async def _send(self, events: list[tuple[str, int]]) -> None:
+        time, looper, server = self._world.time, self._world.looper, self._server
+        began = time.monotonic_ms()
+        if looper.makes_wait(server.name):
+            await looper.before_transaction(server.name, {self._room_id: len(events)})
+        self.waits.append(time.monotonic_ms() - began)
+        looper.transaction_begins(server.name)
+        refused = 0
+        while server.sending:
+            refused += 1
+            await time.sleep(1_000 * min(4**refused, 60))
+        self.refused += refused
+        server.synapse_sends = True
+        await time.sleep(server.takes_ms)
+        server.synapse_sends = False
+        ids = [event_id for event_id, _ in events]
+        looper.on_accepted(server.name, [Accepted(self._room_id, ids, [])])
+        looper.transaction_ended(server.name, True)
+        self.latencies += [time.monotonic_ms() - since for _, since in events]

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synapse_sticky.servers.slots import Slots
-from synapse_sticky.servers.turns import MAX_READING_MS, MAX_WAIT_MS, Ending, Turn
+from synapse_sticky.servers.turns import MAX_SENDING_MS, MAX_WAIT_MS, Ending, Ours, Turn
 
 endings = st.sampled_from(Ending)
 
@@ -14,10 +14,8 @@ def wait_fully(turn: Turn) -> int:
     turn.synapse_comes()
     waited_ms = turn.synapse_waits_ms
     turn.synapse_waited(waited_ms)
-    reading_ms = turn.reading_waits_ms
-    turn.synapse_waited_for_reading(reading_ms)
     turn.synapse_begins()
-    return waited_ms + reading_ms
+    return waited_ms
 
 
 # F5a
@@ -29,14 +27,14 @@ def test_synapse_waits_once_for_an_outage(steps: list[tuple[str, Ending]]) -> No
         turn.go_ahead()
         if who == "synapse":
             waited += wait_fully(turn)
-            assert waited <= MAX_WAIT_MS + MAX_READING_MS
+            assert waited <= MAX_WAIT_MS
             turn.synapse_ended(arrived=ending is Ending.ARRIVED)
             if ending is not Ending.ARRIVED:
                 # The next outage.
                 waited = 0
         elif turn.claim():
             is_ahead = turn.is_ahead
-            turn.ended(ending)
+            turn.ended(ending, 0)
             if ending is Ending.ARRIVED and not is_ahead:
                 waited = 0
 
@@ -63,7 +61,7 @@ def test_without_an_outage_synapse_waits_for_what_arrives(
                 turn.synapse_begins()
                 turn.synapse_ended(arrived=True)
             if ending is not Ending.UNAVAILABLE:
-                turn.ended(ending)
+                turn.ended(ending, 0)
             waited *= ending is not Ending.ARRIVED
 
 
@@ -74,9 +72,9 @@ def test_after_a_failure_of_ours_synapse_is_next(before: list[Ending], before_jo
     turn = Turn()
     for ending in before:
         assert turn.claim()
-        turn.ended(ending)
+        turn.ended(ending, 0)
     assert turn.claim()
-    turn.ended(Ending.FAILED)
+    turn.ended(Ending.FAILED, 0)
     assert turn.is_second(is_from_before_join=before_join)
     assert turn.synapse_waits_ms == 0
 
@@ -87,19 +85,19 @@ def test_if_only_ours_fail_we_never_go_ahead(failures: list[Ending]) -> None:
     """Once Synapse's transactions arrive and ours do not, Synapse waits for nothing."""
     turn = Turn()
     turn.claim()
-    turn.ended(Ending.UNAVAILABLE)
+    turn.ended(Ending.UNAVAILABLE, 0)
     turn.synapse_begins()
     turn.synapse_ended(arrived=True)
     for ending in failures:
         if ending is Ending.ARRIVED:
             continue
         assert turn.claim()
-        turn.ended(ending)
+        turn.ended(ending, 0)
         turn.go_ahead()
         assert not turn.is_ahead
         assert turn.synapse_waits_ms == 0
     turn.claim()
-    turn.ended(Ending.ARRIVED)
+    turn.ended(Ending.ARRIVED, 0)
     turn.go_ahead()
     assert turn.is_ahead
 
@@ -112,7 +110,7 @@ def test_a_server_that_was_away_is_first_sent_what_it_missed() -> None:
     turn.synapse_ended(arrived=False)
     assert turn.synapse_waits_ms == MAX_WAIT_MS
     assert not turn.is_second(is_from_before_join=False)
-    turn.release(is_done=True)
+    turn.finish()
     assert turn.synapse_waits_ms == 0
 
 
@@ -122,14 +120,14 @@ def test_the_turn_after_synapses_transaction_is_ours() -> None:
     turn = Turn()
     turn.synapse_begins()
     assert not turn.claim()
-    turn.release(is_done=False)
+    turn.give_way()
     assert turn.synapse_waits_ms == 0
     turn.synapse_ended(arrived=True)
     assert turn.is_ours
     assert turn.synapse_waits_ms == MAX_WAIT_MS
     turn.synapse_comes()
     assert turn.claim()
-    turn.ended(Ending.ARRIVED)
+    turn.ended(Ending.ARRIVED, 0)
     assert not turn.is_ours
 
 
@@ -139,7 +137,7 @@ def test_synapse_is_next_if_it_waits() -> None:
     turn = Turn()
     assert turn.claim()
     turn.synapse_comes()
-    turn.ended(Ending.ARRIVED)
+    turn.ended(Ending.ARRIVED, 0)
     assert not turn.claim()
     assert turn.synapse_waits_ms == 0
     turn.synapse_begins()
@@ -152,7 +150,7 @@ def test_turn_that_is_not_needed_any_more() -> None:
     turn = Turn()
     turn.synapse_begins()
     assert not turn.claim()
-    turn.release(is_done=True)
+    turn.finish()
     turn.synapse_ended(arrived=True)
     assert not turn.is_ours
 
@@ -208,3 +206,38 @@ def test_late_return_of_a_slot_takes_no_other_one() -> None:
     assert slots.has("a")
     slots.take_back("a", 2)
     assert not slots.has("a")
+
+
+# F5a
+def test_synapse_waits_for_the_end_of_ours_that_is_on_its_way() -> None:
+    """It would be refused meanwhile; but not once one of ours has failed."""
+    turn = Turn()
+    for ending in (Ending.ARRIVED, Ending.FAILED):
+        assert turn.claim()
+        turn.synapse_comes()
+        assert turn.synapse_waits_ms == MAX_WAIT_MS
+        turn.began(0)
+        turn.synapse_waited(MAX_WAIT_MS)
+        assert turn.synapse_waits_ms == MAX_SENDING_MS - MAX_WAIT_MS
+        turn.ended(ending, MAX_WAIT_MS)
+        # We rest, so that what has come in between is sent first.
+        assert turn.rests_until > 5 * MAX_WAIT_MS
+        turn.synapse_begins()
+        turn.synapse_ended(arrived=True)
+    turn.claim()
+    turn.began(0)
+    assert turn.synapse_waits_ms == 0
+
+
+# F5
+def test_turn_is_never_ours_while_synapse_sends() -> None:
+    """Though it was before, and Synapse has waited for as long as it may."""
+    turn = Turn()
+    assert turn.claim()
+    turn.synapse_comes()
+    turn.synapse_begins()
+    assert not turn.is_ours
+    assert not turn.claim()
+    assert turn.is_after_this
+    turn.synapse_ended(arrived=True)
+    assert turn.ours is Ours.NEXT
