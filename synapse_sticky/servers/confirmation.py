@@ -27,6 +27,8 @@ READ_MS: Final = 10
 """How long a server takes to read an event at least; every question keeps it from reading."""
 
 _LONGEST_READ_MS: Final = 300
+# One event tells nothing: most of the time is that of the requests.
+_MIN_TO_LEARN_FROM: Final = 10
 _FIRST_PAUSE_MS: Final = 40
 _LONGEST_PAUSE_MS: Final = 2_000
 # How long a server may take to read a transaction, beyond the time that it took so far: what it
@@ -37,6 +39,9 @@ _MAX_LOOK_MS: Final = 5_000
 # How long to ask, if the server may not tell yet: then it has read them.
 _MAX_SILENCE_MS: Final = 2_000
 _BUSY_PAUSE_MS: Final = 5_000
+# How long a server is asked nothing that did not answer: so long at first, and twice as long then.
+_FIRST_SILENCE_MS: Final = 15_000
+_LONGEST_SILENCE_MS: Final = 300_000
 # How long a server is only asked whether its join is finished. After that it is sent the events
 # now and then all the same, for not every server can be asked.
 _JOIN_PATIENCE_MS: Final = 120_000
@@ -67,11 +72,14 @@ class Reply(enum.Enum):
         """Return what an error means, by its HTTP status (0 is no answer) and Matrix code."""
         if code == _MAY_NOT_TELL:
             return cls.MAY_NOT_TELL
-        if code == _UNRECOGNIZED or status in (405, 501):
-            return cls.HAS
         if status == 429:
             return cls.BUSY
-        return cls.HAS_NOT if 400 <= status < 500 else cls.SILENT
+        if not 400 <= status < 500 and status != 501:
+            return cls.SILENT
+        # Without a Matrix code it is no server's answer, but that of a proxy which does not let
+        # the question through.
+        does_not_know = not code or code == _UNRECOGNIZED or status in (405, 501)
+        return cls.HAS if does_not_know else cls.HAS_NOT
 
 
 @attr.s(slots=True, auto_attribs=True)
@@ -81,6 +89,7 @@ class Arrival:
     Attributes:
         next_ts: when to ask; not before the server can have read as many events as it took.
         is_silent: whether it has answered nothing so far.
+        has_answered: whether it has said anything about the event so far.
     """
 
     event_id: str
@@ -90,6 +99,7 @@ class Arrival:
     _count: int = 1
     _pause_ms: int = _FIRST_PAUSE_MS
     is_silent: bool = True
+    has_answered: bool = False
 
     @classmethod
     def of(cls, event_id: str, count: int, read_ms: int, now: int) -> "Arrival":
@@ -114,6 +124,7 @@ class Arrival:
         if reply is Reply.HAS:
             return True
         self.is_silent &= reply in (Reply.SILENT, Reply.BUSY)
+        self.has_answered |= reply in (Reply.HAS_NOT, Reply.MAY_NOT_TELL)
         if reply is Reply.MAY_NOT_TELL and waited_ms >= _MAX_SILENCE_MS:
             # That the server took it has to do.
             return True
@@ -123,14 +134,21 @@ class Arrival:
         self._pause_ms = min(self._pause_ms * 3 // 2, _LONGEST_PAUSE_MS)
         return None
 
-    def read_ms(self, now: int) -> int:
-        """Return how long the server took to read an event, if they have arrived by now.
+    def read_ms(self, before_ms: int, now: int, round_trip_ms: int) -> int:
+        """Return how long the server takes to read an event, if they have arrived by now.
 
-        A little less, for it was not asked at once.
+        Args:
+            before_ms: how long, as far as was known before.
+            round_trip_ms: how long the last question took.
         """
-        # We may have been late to ask.
-        now = min(now, self.next_ts + _LONGEST_PAUSE_MS)
-        return max(READ_MS, min((now - self._sent_ts) * 4 // 5 // self._count, _LONGEST_READ_MS))
+        if self._count < _MIN_TO_LEARN_FROM:
+            return before_ms
+        # A little less, for it was not asked at once.
+        took_ms = (now - round_trip_ms - self._sent_ts) * 4 // 5 // self._count
+        if not self.has_answered:
+            # It had them when it was asked first, which may have been late.
+            took_ms = min(took_ms, before_ms)
+        return max(READ_MS, min(took_ms, _LONGEST_READ_MS))
 
 
 @attr.s(slots=True, auto_attribs=True)
@@ -144,7 +162,7 @@ class Joining:
         event_id: the room's first event.
         next_ts: when to ask.
         since_ts: when it was asked first.
-        is_unclear: whether asking leads nowhere, at least until ``next_ts``.
+        is_unclear: whether the last answer led nowhere: sending will tell.
     """
 
     event_id: str
@@ -163,6 +181,27 @@ class Joining:
         is_silent = reply in (Reply.SILENT, Reply.NOT_ASKED)
         self.is_unclear = is_silent or now - self.since_ts >= _JOIN_PATIENCE_MS
         return False if self.is_unclear else None
+
+
+@attr.s(slots=True, auto_attribs=True)
+class Silence:
+    """Whether a server answers no questions: then it is asked ever more rarely, in all rooms."""
+
+    _until: int = 0
+    _count: int = 0
+
+    def is_on(self, now: int) -> bool:
+        """Return whether not to ask at all now."""
+        return now < self._until
+
+    def took(self, reply: Reply, now: int) -> None:
+        """The server was asked something."""
+        if reply is Reply.SILENT:
+            pause_ms = min(_FIRST_SILENCE_MS << min(self._count, 10), _LONGEST_SILENCE_MS)
+            self._count += 1
+            self._until = now + pause_ms
+        elif reply is not Reply.NOT_ASKED:
+            self._count = self._until = 0
 
 
 @attr.s(slots=True, auto_attribs=True)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Final
 
+import attr
 from synapse.module_api import ModuleApi
 
 from synapse_sticky.config import StickyEventsConfig
@@ -63,6 +64,19 @@ _MAX_CHECKS: Final = 20
 _JOIN_SETTLES_MS: Final = 300_000
 
 
+@attr.s(slots=True, auto_attribs=True)
+class _Pause:
+    """Until when not to try again, ever longer."""
+
+    until: int = 0
+    _next_ms: int = _FIRST_LOOK_PAUSE_MS
+
+    def extend(self, now: int) -> None:
+        """It has failed once more."""
+        self.until = now + self._next_ms
+        self._next_ms = min(2 * self._next_ms, _ERROR_PAUSE_MS)
+
+
 class Looper:
     """Pays the servers that this process sends to."""
 
@@ -96,6 +110,8 @@ class Looper:
         self._rooms_to_look_into: set[str] = set()
         # Those of them that hold what is from before this process; None before the first look.
         self._rooms_from_before: set[str] | None = None
+        # Until when not to look into some of them again, after that has failed.
+        self._room_pauses: dict[str, _Pause] = {}
         self._is_looking = False
         self._is_first_look_over = False
         self._first_look_over = new_broadcast()
@@ -281,7 +297,8 @@ class Looper:
         if self._rooms_from_before is None:
             self._rooms_from_before = set(self._rooms_to_look_into)
         for room_id in list(self._rooms_to_look_into):
-            await self._look_into(room_id)
+            if self._room_pauses.get(room_id, _Pause()).until <= self._now():
+                await self._look_into(room_id)
 
     async def _look_into(self, room_id: str) -> None:
         """Find the servers that are owed something in a room."""
@@ -289,7 +306,9 @@ class Looper:
             server_names = await self._federation.servers_in_room(room_id)
         except Exception as error:
             log_failure(f"Cannot find out who is in room {room_id!r}; trying again", error)
+            self._room_pauses.setdefault(room_id, _Pause()).extend(self._now())
             return
+        self._room_pauses.pop(room_id, None)
         self._rooms_to_look_into.discard(room_id)
         is_from_before = room_id in (self._rooms_from_before or ())
         for server_name in server_names:
@@ -356,9 +375,10 @@ class Looper:
                     await self._send(debtor, step)
                 else:
                     break
+                debtor.worked(step)
         except Exception as error:
             log_failure(f"Cannot send sticky events to {debtor.server_name}; trying again", error)
-            debtor.broke(step, self._now(), _ERROR_PAUSE_MS, "an error, which the log shows")
+            debtor.broke(step, self._now(), "an error, which the log shows")
         finally:
             self._running.discard(debtor.server_name)
             self._rest(debtor)
@@ -457,14 +477,18 @@ class Looper:
         server_name, room_id = debtor.server_name, step.payment.room_id
         if await self._is_backing_off(debtor):
             return
-        state, awaited = step.payment.state, len(step.payment.awaited)
-        ask = self._federation.has_in_history if step.in_history else self._federation.has_event
-        reply = await ask(server_name, step.event_id)
-        outcome = step.payment.heard(reply, self._now())
+        state, awaited = step.payment.state, step.payment.awaited
+        began, reply = self._now(), Reply.SILENT
+        if not debtor.silence.is_on(began):
+            ask = self._federation.has_in_history if step.in_history else self._federation.has_event
+            reply = await ask(server_name, step.event_id)
+            debtor.silence.took(reply, self._now())
+        outcome = step.payment.heard(reply, self._now(), self._now() - began)
         settled, step.payment.settled = step.payment.settled, []
         self._settle(debtor, room_id, settled)
         if outcome is Outcome.LOST:
-            self._metrics.count(PAYMENTS, awaited, outcome="retried")
+            retried = sum(event.event_id not in debtor.history for event in awaited)
+            self._metrics.count(PAYMENTS, retried, outcome="retried")
         elif outcome in (Outcome.READY, Outcome.ARRIVED, Outcome.ROOM_LEFT):
             if state is not State.JOINING:
                 self._ledger.note_read(server_name, room_id, step.event_id)
@@ -506,6 +530,7 @@ class Looper:
         name, turn = debtor.server_name, self._turn(debtor.server_name)
         step.payment.began(step.events)
         turn.began(self._now())
+        self._slots.began()
         try:
             sent = await self._transmit(debtor, step)
         except RequestFailed as error:
@@ -524,6 +549,7 @@ class Looper:
                 turn.ended(Ending.ARRIVED, self._now())
             self._take_note(debtor, step, sent or Sent())
         finally:
+            self._slots.ended()
             turn.give_way()
             self._free_slot(name)
             self._let_synapse_go_on(name)
@@ -600,6 +626,7 @@ class Looper:
             history
             and not history.is_checking
             and history.next_ts <= self._now()
+            and not debtor.silence.is_on(self._now())
             and self._checks < _MAX_CHECKS
         ):
             history.is_checking = True
@@ -637,6 +664,7 @@ class Looper:
             reply = Reply.SILENT
             if history.must_ask:
                 reply = await self._federation.has_in_history(debtor.server_name, event.event_id)
+                debtor.silence.took(reply, self._now())
             kept = history.took(event, reply, self._now())
             if kept is None:
                 break

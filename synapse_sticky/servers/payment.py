@@ -14,32 +14,51 @@ from typing import Final
 import attr
 
 from synapse_sticky.deliverable.index import StickyEvent
-from synapse_sticky.servers.confirmation import READ_MS, Arrival, History, Joining, Reply
+from synapse_sticky.servers.confirmation import (
+    CHECK_PAUSE_MS,
+    MAX_CHECKS,
+    READ_MS,
+    Arrival,
+    History,
+    Joining,
+    Reply,
+    Silence,
+)
 
 MAX_EVENTS: Final = 50
 """How many events a transaction has at most, by the specification."""
 
 # How many events may be staged at the server when it is sent more of them.
-_MAX_STAGED: Final = 40
-# Of that many events from before a join at most the server is asked for each; more are sent twice.
+_MAX_STAGED: Final = 30
+# Of that many events at most, which the server may not have, it is asked for each; more are sent
+# twice: those from before a join, and those that it may have thrown away.
 _MAX_ASKED: Final = 10
 # How long after the first copy the second one is sent at least, and at most twice as long. By then
 # a server has found out what came before its join.
 _SECOND_COPY_MS: Final = 30_000
 # So many copies of an event are enough for a server that takes them and answers no question.
 _MAX_SILENT_COPIES: Final = 2
-# How many events of a room a Synapse surely keeps staged; it throws most away above 100.
-_MAX_KEPT: Final = _MAX_STAGED + MAX_EVENTS
+# How many events of a room a Synapse surely keeps staged; it throws most away above 100, which
+# other servers send as well.
+_MAX_KEPT: Final = 90
 # After that many we look again what is owed, and whether the server is still in the room.
 _MAX_EVENTS_PER_VISIT: Final = 10 * MAX_EVENTS
-# How often an event is tried that a server refuses: Synapse reports passing faults so too.
+# How many refusals make us give an event up, of which one counts in so long a time: Synapse reports
+# passing faults so too.
 _MAX_REFUSALS: Final = 4
+_REFUSAL_COUNTS_MS: Final = 120_000
+# After how many errors of ours in a row, in whatever rooms, the whole server is left alone, and for
+# how long at most.
+_MAX_ERRORS: Final = 5
+_LONGEST_ERROR_PAUSE_MS: Final = 60_000
 _FIRST_PAUSE_MS: Final = 1_000
 _LONGEST_PAUSE_MS: Final = 300_000
 # The pause of an event that makes a transaction fail even if it is alone in it.
 _ALONE_PAUSE_MS: Final = 5_000
-# The pause of an event that a server took twice and does not have: it may be a slow reader.
+# The pause of an event that a server took twice and does not have: it may be a slow reader. If it
+# has rejected the event for good, more copies change nothing.
 _TAKEN_PAUSE_MS: Final = 60_000
+_LONGEST_TAKEN_PAUSE_MS: Final = 3_600_000
 _LONGEST_SERVER_PAUSE_MS: Final = 600_000
 # A server that shows that it is back is tried after that part of its pause.
 _PART_IF_BACK: Final = 10
@@ -219,10 +238,13 @@ class Found:
 class _Tries:
     count: int = 0
     refusals: int = 0
+    next_refusal_ts: int = 0
     copies: int = 0
     # Whether the server took the first of two copies.
     is_repeated: bool = False
     next_ts: int = 0
+    # How many events of others the server had taken in the room before it took this one.
+    taken_before: int = 0
 
 
 @attr.s(slots=True, auto_attribs=True)
@@ -248,14 +270,17 @@ class Payment:
     _question: Arrival | None = None
     _joining: Joining | None = None
     _deferred_ts: int | None = None
-    # Whether the server has joined since the transaction began that is on its way.
+    # Whether the server has joined since the transaction, or the look, began that is under way.
     _joined_meanwhile: bool = False
     # How often in a row the server did not know the room, and until when not to try again.
     _unknown: int = 0
     _not_before: int = 0
+    # How many errors of ours there were in a row, and until when not to try again after them.
+    _errors: int = 0
+    _put_off_until: int = 0
     # Whether events from before the join are sent twice now.
     _sends_twice: bool = False
-    # How many events of others the server took since the first of those that it is reading.
+    # How many events of others the server took in all.
     _taken_beside: int = 0
 
     def _become(self, outcome: Outcome, next_ts: int) -> None:
@@ -266,7 +291,7 @@ class Payment:
     def owe(self, now: int) -> None:
         """More events may be owed."""
         if self.state in (State.SETTLED, State.CONFIRMING, State.PAUSED):
-            self._become(Outcome.OWED, now)
+            self._become(Outcome.OWED, max(now, self._put_off_until))
 
     def join(self, now: int) -> None:
         """The server has joined the room: everything is owed, and it may want what it refused."""
@@ -280,7 +305,7 @@ class Payment:
 
     def retry(self, now: int) -> None:
         """Try everything now, whatever pause it is in."""
-        self._not_before = 0
+        self._not_before = self._put_off_until = 0
         for tries in self._tries.values():
             tries.next_ts = 0
         if self.state in (State.PAUSED, State.BEHIND_SYNAPSE):
@@ -297,12 +322,14 @@ class Payment:
 
     def took_beside(self, count: int) -> None:
         """The server took events of this room from Synapse's own queue."""
-        if self.awaited:
-            self._taken_beside += count
+        self._taken_beside += count
 
     def would_lose(self, count: int) -> bool:
         """Return whether that many more events would make the server throw some of ours away."""
-        return bool(self.awaited) and (len(self.awaited) + self._taken_beside + count > _MAX_KEPT)
+        if not self.awaited:
+            return False
+        beside = self._taken_beside - self._tries[self.awaited[0].event_id].taken_before
+        return len(self.awaited) + beside + count > _MAX_KEPT
 
     # Its steps, and how they ended.
 
@@ -314,12 +341,17 @@ class Payment:
             return Send(self, self.chosen[: self.debtor.limit])
         question = self._joining if self.state is State.JOINING else self._question
         if self.state is State.DUE or question is None:
+            self._joined_meanwhile = False
             return Look(self)
         in_history = self.state is State.ARRIVING and not any(map(self._is_first, self.awaited))
         return Ask(self, question.event_id, in_history)
 
     def found(self, found: Found, now: int) -> None:
         """The room was looked into."""
+        if self._joined_meanwhile:
+            # What was found out is from before.
+            self._become(Outcome.JOINED, now)
+            return
         self._join_position = found.join_position
         self.chosen = []
         if not found.due or found.is_member is False:
@@ -376,13 +408,13 @@ class Payment:
             return False
         if self._joining is None:
             self._joining = Joining(event_id, now, now)
-        if self._joining.is_unclear and now < self._joining.next_ts:
+        if self._joining.is_unclear:
             return False
         self._become(Outcome.IS_JOINING, self._joining.next_ts)
         return True
 
-    def heard(self, reply: Reply, now: int) -> Outcome:
-        """The server has answered the question; return how the payment goes on."""
+    def heard(self, reply: Reply, now: int, round_trip_ms: int = 0) -> Outcome:
+        """The server has answered the question, after some time; return how the payment goes on."""
         if self.state is State.JOINING and self._joining is not None:
             return self._heard_of_join(self._joining, reply, now)
         question = self._question
@@ -399,10 +431,15 @@ class Payment:
             outcome = Outcome.READY if has else Outcome.LOST
             next_ts = now if has else now + _FIRST_PAUSE_MS
         elif has:
-            self.debtor.read_ms = question.read_ms(now)
+            self.debtor.read_ms = question.read_ms(self.debtor.read_ms, now, round_trip_ms)
             outcome, next_ts = self._arrived(question.event_id, now), now
         else:
-            self._delay(self.awaited, now, "it took the events and does not have them")
+            if question.has_answered:
+                # It may have the others: it is asked for each, and is sent what it lacks.
+                self.debtor.history.add(self.awaited, now)
+                self._not_before = now + len(self.awaited) * CHECK_PAUSE_MS // MAX_CHECKS
+            else:
+                self._delay(self.awaited, now, "it took the events and does not have them")
             self._drop()
             outcome, next_ts = Outcome.LOST, now
         self._become(outcome, next_ts)
@@ -428,20 +465,20 @@ class Payment:
         # Otherwise those before it were read as well.
         may_have_lost = self.would_lose(0)
         arrived, self.awaited = self.awaited[:count], self.awaited[count:]
-        if not self.awaited:
-            self._taken_beside = 0
-        first = [event for event in arrived if self._is_first(event)]
-        if may_have_lost or not self._sends_twice:
-            self.debtor.history.add(arrived if may_have_lost else first, now)
+        unsure = [event for event in arrived if may_have_lost or self._is_first(event)]
+        # Those that were sent twice are asked for, if even then they may be lost.
+        once = [event for event in unsure if not self._is_repeated(event)]
+        if self._sends_twice or len(once) > _MAX_ASKED:
+            self._send_again(once, now)
+            self.debtor.history.add([event for event in unsure if event not in once], now)
         else:
-            self._send_again(first, now)
-        self.settled += [] if may_have_lost else [e for e in arrived if e not in first]
+            self.debtor.history.add(unsure, now)
+        self.settled += [event for event in arrived if event not in unsure]
         return Outcome.ROOM_LEFT if self.chosen else Outcome.ARRIVED
 
     def _drop(self) -> None:
         """Nothing is chosen or awaited any more."""
         self.chosen, self.awaited = [], []
-        self._taken_beside = 0
 
     def _send_again(self, events: list[StickyEvent], now: int) -> None:
         """Send these a second time later: the server ignores those that it has in its history."""
@@ -457,8 +494,12 @@ class Payment:
 
         It is from before the join, and what was sent is the first copy.
         """
+        return self._is_early(event) and not self._is_repeated(event)
+
+    def _is_repeated(self, event: StickyEvent) -> bool:
+        """Whether the server took a copy of an event before it is, or was, sent this one."""
         tries = self._tries.get(event.event_id)
-        return self._is_early(event) and not (tries is not None and tries.is_repeated)
+        return tries is not None and tries.is_repeated
 
     def _is_early(self, event: StickyEvent) -> bool:
         """Whether an event is from before the server's join, as far as that is known."""
@@ -484,6 +525,9 @@ class Payment:
         """A transaction with these events is on its way."""
         self._deferred_ts = None
         self._joined_meanwhile = False
+        if self._joining is not None:
+            # Then it is asked again.
+            self._joining.is_unclear = False
         self.chosen = self.chosen[len(events) :]
         self._become(Outcome.TURN, NEVER)
 
@@ -497,7 +541,9 @@ class Payment:
             return []
         self.chosen = sent.left + self.chosen
         for event in sent.accepted:
-            self._tries.setdefault(event.event_id, _Tries()).copies += 1
+            tries = self._tries.setdefault(event.event_id, _Tries())
+            tries.copies += 1
+            tries.taken_before = self._taken_beside
         self.awaited += sent.accepted
         self._unknown = 0 if sent.accepted else self._unknown
         given_up = self._delay(sent.refused, now, "it refuses some of the events", refusal=1)
@@ -527,6 +573,18 @@ class Payment:
         self._drop()
         self._become(Outcome.FAILED, now)
 
+    def broke(self, now: int) -> None:
+        """A step could not be performed, for an error of ours: let other rooms go first."""
+        if self.state is State.SENDING:
+            self.failed(now)
+        self._errors += 1
+        pause_ms = _pause_ms(_FIRST_PAUSE_MS, self._errors, _LONGEST_PAUSE_MS)
+        self.next_ts = self._put_off_until = now + pause_ms
+
+    def worked(self) -> None:
+        """A step was performed."""
+        self._errors = self._put_off_until = 0
+
     def set_aside(self, event: StickyEvent, now: int) -> None:
         """This event makes a transaction fail even if it is alone in it: let others go first."""
         tries = self._tries.setdefault(event.event_id, _Tries())
@@ -542,20 +600,23 @@ class Payment:
             self.debtor.obstacle = obstacle
             tries = self._tries.setdefault(event.event_id, _Tries())
             tries.count += 1
-            tries.refusals += refusal
+            if refusal and now >= tries.next_refusal_ts:
+                tries.refusals += refusal
+                tries.next_refusal_ts = now + _REFUSAL_COUNTS_MS
             if tries.refusals >= _MAX_REFUSALS:
                 given_up.append(event)
                 del self._tries[event.event_id]
                 continue
             pause_ms = _pause_ms(_FIRST_PAUSE_MS, tries.count, _LONGEST_PAUSE_MS)
             if tries.copies > 1:
-                pause_ms = max(pause_ms, _TAKEN_PAUSE_MS)
+                taken_ms = _pause_ms(_TAKEN_PAUSE_MS, tries.copies - 1, _LONGEST_TAKEN_PAUSE_MS)
+                pause_ms = max(pause_ms, taken_ms)
             tries.next_ts = now + pause_ms
         return given_up
 
 
 def _pause_ms(first_ms: int, count: int, longest_ms: int) -> int:
-    return min(first_ms << min(count - 1, 20), longest_ms)
+    return min(first_ms << max(0, min(count - 1, 20)), longest_ms)
 
 
 @attr.s(slots=True, auto_attribs=True)
@@ -565,6 +626,7 @@ class Debtor:
     Attributes:
         rooms: what it is owed by room.
         history: the events that are still to be found in the history of their rooms.
+        silence: whether it answers no questions.
         limit: how many events a transaction may have: fewer after one of ours failed.
         failures: how many transactions have failed in a row.
         not_before: the server is left alone until then.
@@ -575,6 +637,7 @@ class Debtor:
     server_name: str
     rooms: dict[str, Payment] = attr.Factory(dict)
     history: History = attr.Factory(History)
+    silence: Silence = attr.Factory(Silence)
     limit: int = MAX_EVENTS
     failures: int = 0
     not_before: int = 0
@@ -584,6 +647,8 @@ class Debtor:
     paid: int = 0
     oldest_age_ms: int = 0
     _not_before_if_back: int = 0
+    # How many errors of ours there were in a row, in whatever rooms.
+    _errors: int = 0
 
     def payment(self, room_id: str) -> Payment:
         """Return the payment in a room, a new one if there was none."""
@@ -645,11 +710,22 @@ class Debtor:
         for payment in self.rooms.values():
             payment.retry(now)
 
-    def broke(self, step: Look | Ask | Send | None, now: int, pause_ms: int, obstacle: str) -> None:
+    def broke(self, step: Look | Ask | Send | None, now: int, obstacle: str) -> None:
         """A step could not be performed, for an error of ours."""
-        if step is not None and step.payment.state is State.SENDING:
-            step.payment.failed(now)
-        self.pause(now + pause_ms, now + pause_ms, obstacle)
+        self.obstacle = obstacle
+        self._errors += 1
+        if step is not None:
+            step.payment.broke(now)
+        if step is None or self._errors > _MAX_ERRORS:
+            until_ts = now + _pause_ms(
+                _FIRST_PAUSE_MS, self._errors - _MAX_ERRORS, _LONGEST_ERROR_PAUSE_MS
+            )
+            self.pause(until_ts, until_ts, obstacle)
+
+    def worked(self, step: Look | Ask | Send) -> None:
+        """A step was performed."""
+        self._errors = 0
+        step.payment.worked()
 
     def synapse_ended(self, now: int) -> None:
         """A transaction of Synapse's own queue has ended."""

@@ -75,6 +75,8 @@ class Turn:
     _synapse_waits: bool = False
     _began_ts: int = 0
     _we_failed: bool = False
+    # Whether the last transaction of Synapse's failed, and none has arrived since.
+    _is_away: bool = False
     # Whether the events that the server missed in an outage are being sent, and whether Synapse's
     # queue has waited for them as long as it may.
     _is_after_outage: bool = False
@@ -105,7 +107,7 @@ class Turn:
         if not (self.is_ahead or self.is_ours):
             return 0
         left_ms = MAX_WAIT_MS - self._waited_ms
-        if self.ours is Ours.SENDING and not self._we_failed:
+        if self.ours is Ours.SENDING and not (self._we_failed or self._is_away):
             left_ms = max(left_ms, MAX_SENDING_MS - self._waited_for_this_ms)
         return max(0, left_ms)
 
@@ -130,7 +132,7 @@ class Turn:
 
     def synapse_ended(self, *, arrived: bool) -> None:
         """The transaction of Synapse's queue has ended."""
-        self.synapse_sends = False
+        self.synapse_sends, self._is_away = False, not arrived
         if self.ours is Ours.AFTER_SYNAPSE:
             self.ours = Ours.NEXT
         if not arrived:
@@ -179,7 +181,7 @@ class Turn:
             self.rests_until = now + _REST * took_ms
         self._we_failed = ending is not Ending.ARRIVED
         if not self._we_failed:
-            self.is_alone = False
+            self.is_alone = self._is_away = False
             if not self.is_ahead:
                 self._arrived, self._waited_ms = True, 0
         elif ending is Ending.UNAVAILABLE:

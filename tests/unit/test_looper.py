@@ -1,7 +1,7 @@
 """Servers are paid, however many, and Synapse's queues wait for that or for the first look."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import pairwise
 from random import Random
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from synapse_sticky.seams.federation import Accepted
 from synapse_sticky.servers.confirmation import Reply
 from synapse_sticky.servers.payment import NEVER
-from tests.unit.paying import HOUR_MS, Event, Server, World
+from tests.unit.paying import HOUR_MS, Event, Pdu, Queue, Server, World
 
 # Synapse's queues wait for two seconds.
 FAILS_MS = 900
@@ -225,6 +225,175 @@ def test_few_servers_are_asked_at_once_whether_they_have_kept_events() -> None:
     world.join("!room", *servers)
     assert world.run_until_paid(servers, 300_000)
     assert 10 <= most <= 20
+
+
+# F1, F7
+@pytest.mark.parametrize("rooms", [1, 8])
+def test_server_that_answers_no_question_is_sent_events(rooms: int) -> None:
+    """In all rooms, and soon: one question without an answer tells it for all of them."""
+    world = World()
+    server = world.server("b.example", asks_ms=10_000, reply=Reply.SILENT)
+    for number in range(rooms):
+        world.events(f"!{number}", 5)
+        world.join(f"!{number}", server)
+    assert world.time.run(lambda: len(server.copies) == 5 * rooms, 30_000)
+    assert world.run_until_paid([server], 600_000)
+    assert set(server.copies.values()) <= {1, 2}
+    assert server.questions <= 10
+
+
+# F5
+@pytest.mark.parametrize("count", [1, 5, 30, 50])
+def test_queue_does_not_wait_for_events_that_nobody_asks_for(count: int) -> None:
+    """After an outage Synapse's queue waits for two seconds in all, however much it sends."""
+    world = World(slots=3)
+    server = world.server("b.example")
+    world.joined("!room", server)
+    world.events("!room", 300)
+    looper, waits = world.looper, []
+    world.time.run(lambda: server.name in looper._debtors, 40_000)
+    looper.transaction_begins(server.name)
+    looper.transaction_ended(server.name, False)
+
+    async def send() -> None:
+        began = world.time.monotonic_ms()
+        await looper.before_transaction(server.name, {"!room": count})
+        waits.append(world.time.monotonic_ms() - began)
+        looper.transaction_begins(server.name)
+        server.synapse_sends = True
+        await world.time.sleep(20)
+        server.synapse_sends = False
+        ids = [f"$plain{len(waits)}.{number}" for number in range(count)]
+        looper.on_accepted(server.name, [Accepted("!room", ids, [])])
+        looper.transaction_ended(server.name, True)
+
+    for number in range(1, 61):
+        world.api.run_as_background_process("queue", send)
+        assert world.time.run(lambda number=number: len(waits) == number, 30_000)  # type: ignore[misc]
+        world.time.run(lambda: False, 50)
+    assert sum(waits) <= 2_100
+    assert world.api.errors == []
+
+
+# F2, F5
+@pytest.mark.parametrize("every_ms", [200, 1_000])
+def test_plain_events_in_the_room_cost_no_questions(every_ms: int) -> None:
+    """A thousand events from before a join are not asked for one by one because of them."""
+    world = World()
+    server = world.server("b.example", takes_ms=50)
+    queue = Queue(world, server, every_ms, "!room")
+    world.events("!room", 1_000)
+    world.join("!room", server)
+    assert world.time.run(lambda: set(server.copies.values()) == {2}, 300_000)
+    assert queue.refused == 0
+    assert server.questions <= 150
+
+
+# F1
+@pytest.mark.parametrize("is_joiner", [False, True])
+def test_server_that_has_rejected_one_event(is_joiner: bool) -> None:
+    """It is sent that one a few times more in an hour, and the others not again."""
+    world = World()
+    server = world.server("b.example", rejected={"$50"})
+    if is_joiner:
+        world.events("!room", 50)
+        world.join("!room", server)
+    else:
+        world.joined("!room", server)
+        world.events("!room", 50)
+    world.time.run(lambda: False, HOUR_MS - 60_000)
+    assert world.owed(server) == ["$50"]
+    assert server.copies.pop("$50") <= 10
+    assert max(server.copies.values()) <= 2
+    assert server.questions < 500
+
+
+# F5, F7
+@pytest.mark.parametrize("rooms", [("!a", "!b"), ("!b", "!a")])
+def test_room_that_always_fails_stops_no_other(rooms: tuple[str, str]) -> None:
+    """It is put off ever more, and the other rooms of the same servers are paid."""
+    world = World()
+    server = world.server("b.example")
+    lookups = 0
+    servers_in_room = world.network.servers_in_room
+
+    async def find(room_id: str) -> Collection[str]:
+        nonlocal lookups
+        if room_id == "!a" and server.name in world.looper._debtors:
+            lookups += 1
+            raise RuntimeError("the room has no state")
+        return await servers_in_room(room_id)
+
+    world.network.servers_in_room = find  # type: ignore[method-assign]
+    for room_id in rooms:
+        world.joined(room_id, server)
+        world.events(room_id, 5)
+    assert world.time.run(lambda: len(server.kept) == 5, 60_000)
+    world.time.run(lambda: False, 3_000_000)
+    assert lookups < 40
+
+
+# F5
+def test_database_that_was_away_for_a_moment() -> None:
+    """It delays nobody for long."""
+    world = World(slots=100)
+    servers = [world.server(f"{number}.example") for number in range(100)]
+    is_away, to_send = True, world.network.to_send
+
+    async def read(event_ids: Sequence[str]) -> list[Pdu]:
+        if is_away:
+            raise RuntimeError("the connection was reset")
+        return await to_send(event_ids)
+
+    world.network.to_send = read  # type: ignore[method-assign]
+    world.time.run(lambda: False, 2_000)
+    world.events("!room", 5)
+    world.join("!room", *servers)
+    world.time.run(lambda: False, 500)
+    is_away = False
+    assert world.time.run(lambda: all(len(server.kept) == 5 for server in servers), 3_000)
+
+
+# F5
+def test_room_that_cannot_be_looked_into_is_looked_into_ever_more_rarely() -> None:
+    world = World()
+    server = world.server("b.example")
+    lookups = 0
+
+    async def find(room_id: str) -> Collection[str]:
+        nonlocal lookups
+        lookups += 1
+        raise RuntimeError("the room has no state")
+
+    world.network.servers_in_room = find  # type: ignore[method-assign]
+    world.joined("!room", server)
+    world.events("!room", 1)
+    world.time.run(lambda: False, 600_000)
+    assert 5 < lookups < 20
+
+
+# F7
+def test_refusals_for_a_minute_give_nothing_up() -> None:
+    """A server reports passing faults as refusals, too."""
+    world = World()
+    server = world.server("b.example")
+    server.refuses = lambda: world.time.monotonic_ms() < 90_000
+    world.events("!room", 5)
+    world.join("!room", server)
+    assert world.run_until_paid([server], 600_000)
+    assert len(server.kept) == 5
+
+
+# F5
+def test_transactions_on_their_way_are_bounded() -> None:
+    """A server keeps its slot for a moment only, but memory until its transaction ends."""
+    world = World(slots=30)
+    for number in range(300):
+        world.server(f"{number}.example", takes_ms=20_000)
+    world.joined("!room", *world.network.servers.values())
+    world.events("!room", 2)
+    world.time.run(lambda: False, 60_000)
+    assert 30 < world.network.most_at_once <= 120
 
 
 class Chaos(World):

@@ -360,22 +360,31 @@ def test_a_slow_join_loses_nothing() -> None:
 
 
 # F5
-@pytest.mark.parametrize("beside", [0, 60, 61, 100])
-def test_having_the_last_does_not_tell_of_all(beside: int) -> None:
-    """If the server may have thrown some away, it is asked for each."""
-    debtor, due = Debtor("b.example"), [event(number) for number in range(1, 31)]
+@pytest.mark.parametrize("count", [10, 30])
+@pytest.mark.parametrize("beside", [0, 60, 80, 81, 100])
+def test_having_the_last_does_not_tell_of_all(beside: int, count: int) -> None:
+    """The server may have thrown some away: of few it is asked for each, many are sent twice."""
+    debtor, due = Debtor("b.example"), [event(number) for number in range(1, count + 1)]
     payment = debtor.payment(ROOMS[0])
     payment.owe(0)
     payment.found(Found(due), 0)
     payment.began(due)
     payment.sent(Sent(accepted=due), 0)
-    assert payment.would_lose(61)
-    assert not payment.would_lose(60)
+    assert payment.would_lose(91 - count)
+    assert not payment.would_lose(90 - count)
     payment.took_beside(beside)
     payment.heard(Reply.HAS, 1_000)
     assert not payment.would_lose(100)
     unclear = [e for e in due if e.event_id in debtor.history]
-    assert (unclear, payment.settled) == ((due, []) if beside > 60 else ([], due))
+    may_be_lost = beside > 90 - count
+    assert payment.settled == ([] if may_be_lost else due)
+    assert unclear == (due if may_be_lost and count == 10 else [])
+    if may_be_lost and count == 30:
+        payment.found(Found(due), 1_000)
+        assert payment.next_ts >= 30_000
+        payment.step(payment.next_ts)
+        payment.found(Found(due), payment.next_ts)
+        assert payment.chosen == due
 
 
 # F3, F8
@@ -613,3 +622,72 @@ def test_transaction_with_nothing_to_send_ends_no_pause() -> None:
     step.payment.began(step.events)
     step.payment.sent(Sent(), server.now)
     assert (server.debtor.failures, server.debtor.limit) == (failures, limit)
+
+
+# F2, F8
+def test_what_is_taken_beside_counts_for_what_was_taken_before() -> None:
+    """A few plain events now and then do not make it doubtful whether ours have arrived."""
+    server = Receiver(1_000)
+    while server.due:
+        step = server.step()
+        if isinstance(step, Send):
+            server.take(step)
+        server.payment.took_beside(2)
+        assert server.now < HOUR_MS
+    assert set(server.copies.values()) == {1}
+    assert not server.debtor.history
+
+
+# F1
+def test_event_that_the_server_has_rejected_does_not_take_others_along() -> None:
+    """Only that one is sent again, ever more rarely; the others count once they are found."""
+    server = Receiver(50)
+    rejected = server.due[-1]
+    while server.now < HOUR_MS:
+        history = server.debtor.history
+        if history and history.next_ts <= server.now:
+            (first, *_) = history.batch()
+            has = first.event_id != rejected.event_id
+            kept = history.took(first, Reply.HAS if has else Reply.HAS_NOT, server.now)
+            if kept:
+                server.due = [e for e in server.due if e != first]
+            elif kept is False:
+                server.payment.confirmed([first], server.now)
+        if server.debtor.next(server.now) is None:
+            server.now += 500
+            continue
+        server.reply = Reply.HAS_NOT if rejected in server.payment.awaited else Reply.HAS
+        step = server.step()
+        if isinstance(step, Send):
+            server.take(step)
+    assert server.due == [rejected]
+    assert 3 <= server.copies.pop(rejected.event_id) <= 8
+    assert set(server.copies.values()) == {1}
+
+
+# F5
+def test_one_event_does_not_tell_how_fast_a_server_reads() -> None:
+    """Most of the time that it took is that of the requests."""
+    server = Receiver(1)
+    while server.due:
+        step = server.step()
+        if isinstance(step, Send):
+            server.now += 400
+            server.take(step)
+            server.now += 400
+    assert server.debtor.read_ms == 10
+
+
+# F1, F5
+def test_join_during_a_look_is_not_forgotten() -> None:
+    """The look says that the server is not in the room, which it has joined meanwhile."""
+    server = Receiver(5)
+    step = server.debtor.next(server.now)
+    assert isinstance(step, Look)
+    server.payment.join(server.now)
+    server.payment.found(Found(list(server.due), is_member=False), server.now)
+    while server.due:
+        step = server.step()
+        if isinstance(step, Send):
+            server.take(step)
+    assert set(server.copies.values()) == {1}
