@@ -240,13 +240,10 @@ def test_refused_events(homeserver: Homeserver, alice: Client, remote: RemoteSer
     remote.judge = lambda event: {"error": "no"} if event.event_id == refused else {}
     remote.join(homeserver, room, "carol")
     wait_until_received(remote, [first, last])
-    # Other tests use this Synapse too.
-    given_up = f"Giving up on sending 1 sticky events in {room!r} to {remote.server_name}"
-    eventually(lambda: given_up in homeserver.log(), 30, "the end of the tries")
-    tries = receipts(remote, [refused])[refused]
-    assert 1 < tries <= 4
+    eventually(lambda: receipts(remote, [refused])[refused] > 2, 30, "more tries")
     time.sleep(GRACE_PERIOD_S)
-    assert receipts(remote, [first, refused, last]) == {first: 1, refused: tries, last: 1}
+    assert receipts(remote, [refused])[refused] <= 5
+    assert receipts(remote, [first, last]) == {first: 1, last: 1}
 
 
 # F7
@@ -299,6 +296,7 @@ def test_taken_but_thrown_away(homeserver: Homeserver, alice: Client, remote: Re
         return known_event(event_id)
 
     remote._known_event = forgetful  # type: ignore[method-assign]
+    remote.has_in_history = lambda event: receipts(remote, sticky).get(event.event_id, 2) > 1
     remote.join(homeserver, room, "carol")
     wait_until_received(remote, sticky, times=2, timeout_s=40)
     assert forgotten

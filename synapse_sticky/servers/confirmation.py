@@ -102,16 +102,19 @@ class Arrival:
     has_answered: bool = False
 
     @classmethod
-    def of(cls, event_id: str, count: int, read_ms: int, now: int) -> "Arrival":
+    def of(cls, event_id: str, count: int, read_ms: int, since_ts: int, now: int) -> "Arrival":
         """Begin to ask for the last of so many events of ours.
 
         Args:
             read_ms: how long the server takes to read one of them, as far as we know.
+            since_ts: since when it has read them, or those before them.
         """
         wait_ms = count * read_ms
+        # It may have finished long ago.
+        since_ts = max(since_ts, now - wait_ms)
         pause_ms = max(_FIRST_PAUSE_MS, wait_ms // 4)
         limit_ms = wait_ms + _MAX_DIGESTION_MS
-        return cls(event_id, now + wait_ms, now, limit_ms, count, pause_ms)
+        return cls(event_id, since_ts + wait_ms, since_ts, limit_ms, count, pause_ms)
 
     @classmethod
     def of_others(cls, event_id: str, now: int) -> "Arrival":

@@ -50,6 +50,8 @@ RETRY: Final = "retry"
 """The kind of the message that names a server to pay now."""
 
 _TICK_MS: Final = 500
+# What is to be done within that time is not left to the ticks.
+_SOON_MS: Final = 1_000
 _ERROR_PAUSE_MS: Final = 60_000
 _FIRST_LOOK_PAUSE_MS: Final = 500
 _LONGEST_LOOK_PAUSE_MS: Final = 10_000
@@ -408,7 +410,7 @@ class Looper:
             self._forget(debtor)
             return
         left_ms = debtor.next_ts - self._now()
-        if left_ms < _TICK_MS and not self._slots.is_waiting(name):
+        if left_ms < _SOON_MS and not self._slots.is_waiting(name):
             self._clock.call_later(max(0, left_ms), partial(self._start, debtor))
 
     def _forget(self, debtor: Debtor) -> None:
@@ -487,7 +489,7 @@ class Looper:
         settled, step.payment.settled = step.payment.settled, []
         self._settle(debtor, room_id, settled)
         if outcome is Outcome.LOST:
-            retried = sum(event.event_id not in debtor.history for event in awaited)
+            retried = sum(e.event_id not in debtor.history and e not in settled for e in awaited)
             self._metrics.count(PAYMENTS, retried, outcome="retried")
         elif outcome in (Outcome.READY, Outcome.ARRIVED, Outcome.ROOM_LEFT):
             if state is not State.JOINING:

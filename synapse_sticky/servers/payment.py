@@ -47,10 +47,10 @@ _MAX_EVENTS_PER_VISIT: Final = 10 * MAX_EVENTS
 # passing faults so too.
 _MAX_REFUSALS: Final = 4
 _REFUSAL_COUNTS_MS: Final = 120_000
-# After how many errors of ours in a row, in whatever rooms, the whole server is left alone, and for
-# how long at most.
-_MAX_ERRORS: Final = 5
+# How long a room is put off at most after errors of ours, and after how many in a row, in whatever
+# rooms, the whole server is.
 _LONGEST_ERROR_PAUSE_MS: Final = 60_000
+_MAX_ERRORS: Final = 5
 _FIRST_PAUSE_MS: Final = 1_000
 _LONGEST_PAUSE_MS: Final = 300_000
 # The pause of an event that makes a transaction fail even if it is alone in it.
@@ -278,6 +278,8 @@ class Payment:
     # How many errors of ours there were in a row, and until when not to try again after them.
     _errors: int = 0
     _put_off_until: int = 0
+    # Since when the server reads the events that are awaited.
+    _reading_since: int = 0
     # Whether events from before the join are sent twice now.
     _sends_twice: bool = False
     # How many events of others the server took in all.
@@ -399,7 +401,8 @@ class Payment:
         """Ask for the events that the server took: for the last, or until it can take more."""
         last = self.awaited[-1 - _MAX_STAGED if self.chosen else -1]
         count = self.awaited.index(last) + 1
-        self._question = Arrival.of(last.event_id, count, self.debtor.read_ms, now)
+        read_ms, since_ts = self.debtor.read_ms, self._reading_since
+        self._question = Arrival.of(last.event_id, count, read_ms, since_ts, now)
         self._become(Outcome.TAKEN, self._question.next_ts)
 
     def _waits_for_join(self, event_id: str | None, now: int) -> bool:
@@ -422,9 +425,6 @@ class Payment:
             # The server has joined again meanwhile.
             return Outcome.JOINED
         has = question.took(reply, now)
-        if has is False and question.is_silent and self._has_enough_copies():
-            # That the server took the events has to do.
-            has = True
         if has is None:
             outcome, next_ts = Outcome.NOT_READY, question.next_ts
         elif self.state is State.DIGESTING:
@@ -432,23 +432,27 @@ class Payment:
             next_ts = now if has else now + _FIRST_PAUSE_MS
         elif has:
             self.debtor.read_ms = question.read_ms(self.debtor.read_ms, now, round_trip_ms)
+            self._reading_since = now
             outcome, next_ts = self._arrived(question.event_id, now), now
         else:
-            if question.has_answered:
-                # It may have the others: it is asked for each, and is sent what it lacks.
-                self.debtor.history.add(self.awaited, now)
-                self._not_before = now + len(self.awaited) * CHECK_PAUSE_MS // MAX_CHECKS
-            else:
-                self._delay(self.awaited, now, "it took the events and does not have them")
-            self._drop()
+            self._have_not_arrived(question, now)
             outcome, next_ts = Outcome.LOST, now
         self._become(outcome, next_ts)
         return outcome
 
-    def _has_enough_copies(self) -> bool:
-        """Return whether nothing is gained if the awaited events are sent once more."""
-        copies = [self._tries.get(e.event_id, _Tries()).copies for e in self.awaited]
-        return bool(copies) and min(copies) >= _MAX_SILENT_COPIES
+    def _have_not_arrived(self, question: Arrival, now: int) -> None:
+        """The server does not have the awaited events, as far as it says anything."""
+        if question.has_answered:
+            # It may have the others: it is asked for each, and is sent what it lacks.
+            self.debtor.history.add(self.awaited, now)
+            self._not_before = now + len(self.awaited) * CHECK_PAUSE_MS // MAX_CHECKS
+        else:
+            enough = _MAX_SILENT_COPIES if question.is_silent else NEVER
+            lost = [e for e in self.awaited if self._tries[e.event_id].copies < enough]
+            # That the server took the others again has to do.
+            self.settled += [event for event in self.awaited if event not in lost]
+            self._delay(lost, now, "it took the events and does not have them")
+        self._drop()
 
     def _heard_of_join(self, joining: Joining, reply: Reply, now: int) -> Outcome:
         is_ready = joining.took(reply, now)
@@ -544,6 +548,8 @@ class Payment:
             tries = self._tries.setdefault(event.event_id, _Tries())
             tries.copies += 1
             tries.taken_before = self._taken_beside
+        if not self.awaited:
+            self._reading_since = now
         self.awaited += sent.accepted
         self._unknown = 0 if sent.accepted else self._unknown
         given_up = self._delay(sent.refused, now, "it refuses some of the events", refusal=1)
@@ -578,7 +584,7 @@ class Payment:
         if self.state is State.SENDING:
             self.failed(now)
         self._errors += 1
-        pause_ms = _pause_ms(_FIRST_PAUSE_MS, self._errors, _LONGEST_PAUSE_MS)
+        pause_ms = _pause_ms(_FIRST_PAUSE_MS, self._errors, _LONGEST_ERROR_PAUSE_MS)
         self.next_ts = self._put_off_until = now + pause_ms
 
     def worked(self) -> None:

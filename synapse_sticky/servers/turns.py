@@ -26,8 +26,8 @@ The server would refuse Synapse's, which is repeated only seconds later."""
 
 # A transaction of ours that took longer than that, while Synapse's queue waited for it, is
 # followed by a rest of so many times as long, for the queue to send what has come in between.
-_LONG_MS: Final = 1_000
-_REST: Final = 9
+_LONG_MS: Final = 400
+_REST: Final = 4
 
 _UNAVAILABLE: Final = frozenset({0, 502, 503, 504})
 

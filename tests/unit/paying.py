@@ -460,6 +460,7 @@ class Queue:
         await time.sleep(server.takes_ms)
         server.synapse_sends = False
         ids = [event_id for event_id, _ in events]
+        server.kept.update(ids)
         looper.on_accepted(server.name, [Accepted(self._room_id, ids, [])])
         looper.transaction_ended(server.name, True)
         self.latencies += [time.monotonic_ms() - since for _, since in events]

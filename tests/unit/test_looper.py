@@ -330,7 +330,19 @@ def test_room_that_always_fails_stops_no_other(rooms: tuple[str, str]) -> None:
         world.events(room_id, 5)
     assert world.time.run(lambda: len(server.kept) == 5, 60_000)
     world.time.run(lambda: False, 3_000_000)
-    assert lookups < 40
+    assert lookups < 70
+
+
+# F5
+@pytest.mark.parametrize(("takes_ms", "limit_s"), [(50, 12), (400, 25)])
+def test_payment_keeps_its_pace(takes_ms: int, limit_s: int) -> None:
+    """A good server is sent a thousand events as fast as it reads them, ten milliseconds each."""
+    world = World()
+    server = world.server("b.example", takes_ms=takes_ms)
+    world.time.run(lambda: False, 2_000)
+    world.events("!room", 1_000)
+    world.join("!room", server)
+    assert world.time.run(lambda: len(server.copies) == 1_000, 1_000 * limit_s)
 
 
 # F5
@@ -382,6 +394,41 @@ def test_refusals_for_a_minute_give_nothing_up() -> None:
     world.join("!room", server)
     assert world.run_until_paid([server], 600_000)
     assert len(server.kept) == 5
+
+
+# F1, F5
+def test_joiner_that_answers_no_question_is_sent_many_events_twice() -> None:
+    world = World()
+    server = world.server("b.example", reply=Reply.SILENT)
+    world.events("!room", 200)
+    world.join("!room", server)
+    assert world.run_until_paid([server], 600_000)
+    assert set(server.copies.values()) == {2}
+
+
+# F1, F5
+@pytest.mark.parametrize("is_joiner", [False, True])
+def test_server_that_denies_that_it_has_anything(is_joiner: bool) -> None:
+    """It is sent everything a few times in an hour, and no more."""
+    world = World()
+    server = world.server("b.example", reply=Reply.HAS_NOT)
+    world.joined("!room", *([] if is_joiner else [server]))
+    world.events("!room", 100)
+    if is_joiner:
+        world.join("!room", server)
+    world.time.run(lambda: False, HOUR_MS - 60_000)
+    assert max(server.copies.values()) <= 8
+
+
+# F7
+def test_event_that_is_always_refused_is_given_up() -> None:
+    """After some minutes, and a few tries."""
+    world = World()
+    server = world.server("b.example", refuses=lambda: True)
+    world.events("!room", 5)
+    world.join("!room", server)
+    assert world.run_until_paid([server], 1_200_000)
+    assert max(server.copies.values()) <= 12
 
 
 # F5

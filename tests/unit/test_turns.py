@@ -221,7 +221,7 @@ def test_synapse_waits_for_the_end_of_ours_that_is_on_its_way() -> None:
         assert turn.synapse_waits_ms == MAX_SENDING_MS - MAX_WAIT_MS
         turn.ended(ending, MAX_WAIT_MS)
         # We rest, so that what has come in between is sent first.
-        assert turn.rests_until > 5 * MAX_WAIT_MS
+        assert turn.rests_until > 4 * MAX_WAIT_MS
         turn.synapse_begins()
         turn.synapse_ended(arrived=True)
     turn.claim()
