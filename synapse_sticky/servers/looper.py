@@ -268,8 +268,10 @@ class Looper:
     async def _tick(self) -> None:
         if not self._is_looking and self._now() >= self._next_look:
             await self._look_for_debtors()
-        for debtor in list(self._debtors.values()):
+        debtors = list(self._debtors.values())
+        for debtor in debtors:
             self._start(debtor)
+        for debtor in sorted(debtors, key=lambda debtor: debtor.history.next_ts):
             self._start_check(debtor)
 
     async def _look_for_debtors(self) -> None:
@@ -552,7 +554,7 @@ class Looper:
             self._take_note(debtor, step, sent or Sent())
         finally:
             self._slots.ended()
-            turn.give_way()
+            turn.finish_sending()
             self._free_slot(name)
             self._let_synapse_go_on(name)
 

@@ -175,7 +175,7 @@ class Turn:
 
     def ended(self, ending: Ending, now: int) -> None:
         """Our transaction has ended, and with it our turn."""
-        self.ours = Ours.NONE
+        self.finish_sending()
         took_ms = now - self._began_ts
         if self._synapse_waits and took_ms > _LONG_MS and not self.is_ahead:
             self.rests_until = now + _REST * took_ms
@@ -189,9 +189,13 @@ class Turn:
         else:
             self._is_after_outage = False
 
+    def finish_sending(self) -> None:
+        """Nothing of ours is on its way, or it was never sent: our turn is over."""
+        self.ours = Ours.NONE
+
     def give_way(self) -> None:
         """We do not send at once: the turn is Synapse's."""
-        if self.is_ours:
+        if self.ours is Ours.NEXT:
             self.ours = Ours.NONE
 
     def finish(self) -> None:

@@ -420,6 +420,28 @@ def test_server_that_denies_that_it_has_anything(is_joiner: bool) -> None:
     assert max(server.copies.values()) <= 8
 
 
+# F5
+def test_servers_are_checked_by_turns() -> None:
+    """Those that were asked first and do not answer take no places from others."""
+    world = World(slots=100)
+    silent = [world.server(f"{number}.example") for number in range(60)]
+    good = world.server("good.example")
+    has_in_history = world.network.has_in_history
+
+    async def ask(server_name: str, event_id: str) -> Reply:
+        if server_name == good.name:
+            return await has_in_history(server_name, event_id)
+        await world.time.sleep(10_000)
+        return Reply.SILENT
+
+    world.network.has_in_history = ask  # type: ignore[method-assign]
+    world.events("!room", 5)
+    world.join("!room", *silent)
+    world.time.run(lambda: False, 3_000)
+    world.join("!room", good)
+    assert world.run_until_paid([good], 40_000)
+
+
 # F7
 def test_event_that_is_always_refused_is_given_up() -> None:
     """After some minutes, and a few tries."""

@@ -241,3 +241,17 @@ def test_turn_is_never_ours_while_synapse_sends() -> None:
     assert turn.is_after_this
     turn.synapse_ended(arrived=True)
     assert turn.ours is Ours.NEXT
+
+
+# F5
+def test_turn_stays_ours_until_our_transaction_has_ended() -> None:
+    """Though one of Synapse's, which could not wait for longer, began and ended meanwhile."""
+    turn = Turn()
+    assert turn.claim()
+    turn.began(0)
+    turn.synapse_begins()
+    turn.synapse_ended(arrived=False)
+    turn.give_way()
+    assert turn.is_ours
+    turn.ended(Ending.ARRIVED, 0)
+    assert not turn.is_ours
