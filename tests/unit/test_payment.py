@@ -691,3 +691,23 @@ def test_join_during_a_look_is_not_forgotten() -> None:
         if isinstance(step, Send):
             server.take(step)
     assert set(server.copies.values()) == {1}
+
+
+# F5
+@pytest.mark.parametrize(
+    ("status", "code", "reply"),
+    [
+        (404, "M_NOT_FOUND", Reply.HAS_NOT),
+        (403, "M_FORBIDDEN", Reply.HAS_NOT),
+        (404, "M_UNRECOGNIZED", Reply.HAS),
+        # A proxy does not let the question through.
+        (404, "", Reply.HAS),
+        (501, "", Reply.HAS),
+        (429, "", Reply.BUSY),
+        (502, "", Reply.SILENT),
+        (0, "", Reply.SILENT),
+    ],
+)
+def test_errors_of_proxies_tell_nothing_of_an_event(status: int, code: str, reply: Reply) -> None:
+    """They have no Matrix code."""
+    assert Reply.of_error(status, code) is reply
