@@ -1,5 +1,6 @@
 """A Matrix server of the tests' own, which can send any event it likes."""
 
+import contextlib
 import enum
 import json
 import logging
@@ -37,6 +38,7 @@ from harness.homeserver import Homeserver
 from harness.processes import free_port
 
 State = dict[tuple[str, str], Event]
+RawAnswer = tuple[int, Iterable[bytes]]
 
 _log = logging.getLogger(__name__)
 
@@ -63,8 +65,30 @@ class Room:
     heads: list[str] = field(default_factory=list)
 
 
+FLOOD_BYTES = 64 * 1024 * 1024
+
+
+class Harm(enum.Enum):
+    """How a server fails a transaction, other than with an HTTP status."""
+
+    # It does not answer for a minute.
+    HANG = enum.auto()
+    # It closes the connection.
+    CLOSE = enum.auto()
+    # It answers with an error of many bytes.
+    FLOOD = enum.auto()
+
+
 class _NotFound(Exception):
     """The answer is 404."""
+
+
+class _Harmed(Exception):
+    """The answer is that status, or none."""
+
+    def __init__(self, harm: int | Harm) -> None:
+        super().__init__(f"The test wants it so: {harm}")
+        self.harm = harm
 
 
 class RemoteServer:
@@ -88,6 +112,16 @@ class RemoteServer:
         # What it says of each event that it is sent. None leaves the event out of the answer;
         # such an event, and one with an "error", it does not take. A test may replace it.
         self.judge: Callable[[Event], JsonDict | None] = lambda event: {}
+        # What it sends in place of its answer to a path: a status, and a body in pieces. None if it
+        # answers. A test may replace it.
+        self.answer_instead: Callable[[str], RawAnswer | None] = lambda path: None
+        # How it fails a transaction, by its ID and body: with an HTTP status or worse; None for
+        # not at all. A test may replace it.
+        self.harm: Callable[[str, JsonDict], int | Harm | None] = lambda txn_id, body: None
+        # The transactions that it failed.
+        self.harmed: list[JsonDict] = []
+        # How many bytes of each such error were written before the other side hung up.
+        self.flooded: list[int] = []
         # Whether it has an event that it knows in its room's history, other than as an outlier.
         self.has_in_history: Callable[[Event], bool] = self._has_in_history
         # Whether it leaves memberships out of its answer to a join if it may: a faster join.
@@ -570,13 +604,17 @@ class RemoteServer:
 
     # Requests from homeservers
 
+    def note_request(self, method: str, target: str) -> None:
+        """Take note of a request from a homeserver."""
+        with self._changed:
+            self._requests.append((method, target))
+
     def answer(self, method: str, target: str, body: Any) -> Any:
         """The answer to a request from a homeserver. Raises `_NotFound`."""
         url = urllib.parse.urlsplit(target)
         parameters = urllib.parse.parse_qs(url.query)
         parts = [urllib.parse.unquote(part) for part in url.path.strip("/").split("/")]
-        with self._changed:
-            self._requests.append((method, target))
+        self.note_request(method, target)
         match method, parts[0], parts[1:]:
             case "GET", "_matrix", ["key", "v2", "server", *_]:
                 return self._keys()
@@ -589,7 +627,10 @@ class RemoteServer:
                 )
             case "POST", "_matrix", ["federation", "v1", "get_missing_events", room_id]:
                 return {"events": self.answer_missing_events(room_id, body)}
-            case "PUT", "_matrix", ["federation", "v1", "send", _]:
+            case "PUT", "_matrix", ["federation", "v1", "send", txn_id]:
+                if harm := self.harm(txn_id, body):
+                    self.harmed.append(body)
+                    raise _Harmed(harm)
                 return self._answer_transaction(body)
             case _, "_matrix", ["federation", ("v1" | "v2") as version, *rest]:
                 if rest[0] == "timestamp_to_event":
@@ -826,6 +867,11 @@ class _Handler(BaseHTTPRequestHandler):
         remote = self.server.remote
         length = int(self.headers.get("Content-Length") or 0)
         content = self.rfile.read(length)
+        raw_answer = remote.answer_instead(self.path)
+        if raw_answer is not None:
+            remote.note_request(self.command, self.path)
+            self._send_raw(*raw_answer)
+            return
         status, answer = 200, None
         if not remote.online:
             status, answer = 503, {"errcode": "M_UNKNOWN", "error": "The test wants me offline"}
@@ -835,6 +881,15 @@ class _Handler(BaseHTTPRequestHandler):
                 answer = remote.answer(self.command, self.path, body)
             except _NotFound as error:
                 status, answer = 404, {"errcode": "M_NOT_FOUND", "error": str(error)}
+            except _Harmed as error:
+                if isinstance(error.harm, Harm):
+                    if error.harm is Harm.HANG:
+                        time.sleep(60)
+                    elif error.harm is Harm.FLOOD:
+                        self._flood(remote)
+                    self.close_connection = True
+                    return
+                status, answer = error.harm, {"errcode": "M_UNKNOWN", "error": str(error)}
             except Exception as error:
                 _log.exception("%s %s", self.command, self.path)
                 status, answer = 500, {"errcode": "M_UNKNOWN", "error": str(error)}
@@ -846,6 +901,23 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+    def _send_raw(self, status: int, pieces: Iterable[bytes]) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        for piece in pieces:
+            self.wfile.write(piece)
+
+    def _flood(self, remote: RemoteServer) -> None:
+        self.send_response(500)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        written = 0
+        with contextlib.suppress(OSError):
+            while written < FLOOD_BYTES:
+                written += self.wfile.write(b" " * 64 * 1024)
+        remote.flooded.append(written)
 
     do_GET = _handle
     do_PUT = _handle

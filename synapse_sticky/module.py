@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The module that Synapse loads. It only wires the parts together."""
 
+from functools import partial
+
 from synapse.module_api import ModuleApi
 
 from synapse_sticky.admin.api import AdminApi
@@ -161,18 +163,10 @@ class StickyEventsModule:
                 config.federation_grace_period_ms,
                 bounds.current().events,
             )
-            looper = Looper(
-                api, clock, reader, federation, ledger, config, metrics, Broadcast(hs, clock)
-            )
+            new_broadcast = partial(Broadcast, hs, clock)
+            looper = Looper(api, clock, reader, federation, ledger, config, metrics, new_broadcast)
             looper.start(config)
-            outgoing.follow_queues(
-                hs,
-                federation,
-                metrics,
-                looper.goes_first,
-                looper.before_transaction,
-                looper.on_accepted,
-            )
+            outgoing.follow_queues(hs, metrics, looper)
             outgoing.follow_returns(hs, looper.on_back)
             on_messages(hs, {RETRY: looper.retry})
             Obstacles(api, obstacles, federation, looper).start(config)

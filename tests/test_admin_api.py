@@ -673,10 +673,12 @@ def test_servers_that_are_owed(
     in_this_room = room_path(room, "/servers")
 
     def backing_off() -> JsonDict:
+        # Synapse's own sending fails; ours is no reason to back off.
+        alice.send(room)
         server = owed(in_this_room)
         assert server is not None
         assert (server["reason"], server["owed"]) == ("backing_off", 2)
-        assert server["obstacle"] == "Synapse is backing off from it"
+        assert server["obstacle"] in ("it answered 503", "Synapse is backing off from it")
         return server
 
     server = eventually(backing_off, 30, "Synapse backing off")
@@ -687,6 +689,7 @@ def test_servers_that_are_owed(
     assert owed("servers")
 
     def until_ts() -> int:
+        alice.send(room)
         # The pauses of these tests are short, and one may have ended just now.
         response = homeserver.http.post(
             homeserver.main_url + retry, headers={"Authorization": f"Bearer {admin.access_token}"}

@@ -1,5 +1,6 @@
 """Sticky events reach every server in the room: between real homeservers, and to the tests' own."""
 
+import json
 import time
 from collections import Counter
 from typing import Any
@@ -15,6 +16,7 @@ from tests.federation import (
     create_room,
     join_via,
     receipts,
+    stored,
     wait_until_joined,
     wait_until_received,
     wait_until_stored,
@@ -208,8 +210,10 @@ def test_limits_of_transactions(
         follow_until_seen(alice, rooms[0], [foreign])
         for room in rooms:
             remote.join(homeserver, room, "carol")
-        wait_until_received(remote, [e for events in by_room.values() for e in events])
-    ours = {event_id for events in by_room.values() for event_id in events}
+        # The second copies come after half a minute or a minute.
+        everything = [event_id for events in by_room.values() for event_id in events]
+        wait_until_received(remote, everything, times=2, timeout_s=120)
+    ours = set(everything)
     transactions = [
         [e for e in pdus if e.event_id in ours or e.event_id == foreign]
         for pdus in remote.transactions
@@ -219,7 +223,9 @@ def test_limits_of_transactions(
     assert all(len({event.room_id for event in pdus}) == 1 for pdus in transactions)
     for room, sent in by_room.items():
         came = [e.event_id for pdus in transactions for e in pdus if e.room_id == room]
-        assert came == sent
+        # Many events are sent twice: all in order, and then once more.
+        assert list(dict.fromkeys(came)) == sent
+        assert Counter(came) == dict.fromkeys(sent, 2)
     assert foreign not in {event.event_id for event in remote.received}
 
 
@@ -232,13 +238,10 @@ def test_refused_events(homeserver: Homeserver, alice: Client, remote: RemoteSer
     remote.judge = lambda event: {"error": "no"} if event.event_id == refused else {}
     remote.join(homeserver, room, "carol")
     wait_until_received(remote, [first, last])
-    # Other tests use this Synapse too.
-    given_up = f"{remote.server_name} does not get 1 sticky events of room {room!r} "
-    eventually(lambda: given_up in homeserver.log(), 30, "the end of the tries")
-    tries = receipts(remote, [refused])[refused]
-    assert 1 < tries <= 4
+    eventually(lambda: receipts(remote, [refused])[refused] > 2, 30, "more tries")
     time.sleep(GRACE_PERIOD_S)
-    assert receipts(remote, [first, refused, last]) == {first: 1, refused: tries, last: 1}
+    assert receipts(remote, [refused])[refused] <= 5
+    assert receipts(remote, [first, last]) == {first: 1, last: 1}
 
 
 # F7
@@ -291,6 +294,7 @@ def test_taken_but_thrown_away(homeserver: Homeserver, alice: Client, remote: Re
         return known_event(event_id)
 
     remote._known_event = forgetful  # type: ignore[method-assign]
+    remote.has_in_history = lambda event: receipts(remote, sticky).get(event.event_id, 2) > 1
     remote.join(homeserver, room, "carol")
     wait_until_received(remote, sticky, times=2, timeout_s=40)
     assert forgotten
@@ -321,6 +325,38 @@ def test_kept_as_an_outlier(
     )
     time.sleep(3)
     assert receipts(remote, [lost, kept]) == {lost: 2 if tells else 1, kept: 1}
+
+
+# F2, F8
+@pytest.mark.deployments("sqlite")
+def test_second_copy_reaches_the_history(
+    make_homeserver: MakeHomeserver, mixed_peer: Homeserver
+) -> None:
+    """Of many events a joiner is sent a second copy, with which it takes in what it has not."""
+    # The second copies come after two to four of these.
+    homeserver = make_homeserver(
+        "sqlite", federation=True, module_config={"federation_grace_period": "8s"}
+    )
+    homeserver.start()
+    alice = homeserver.register()
+    room = create_room(alice)
+    sticky = send_sticky(alice, room, 12)
+    bob = mixed_peer.register()
+    join_via(bob, room, homeserver)
+    wait_until_stored(mixed_peer, room, sticky)
+    mixed_peer.stop()
+    # As Synapse has events that it came across while it found out what came before its join.
+    mixed_peer.execute("UPDATE events SET outlier = 1 WHERE event_id = ?", sticky[5])
+    mixed_peer.execute(
+        "UPDATE event_json SET internal_metadata = ? WHERE event_id = ?",
+        json.dumps({"outlier": True}),
+        sticky[5],
+    )
+    mixed_peer.execute("DELETE FROM event_to_state_groups WHERE event_id = ?", sticky[5])
+    assert sticky[5] not in stored(mixed_peer, room)
+    mixed_peer.start()
+    bob.send(room)
+    wait_until_stored(mixed_peer, room, sticky, timeout_s=90)
 
 
 # F1, F5

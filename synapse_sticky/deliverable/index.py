@@ -134,6 +134,11 @@ class StickyIndex:
         """This member's newest join to the room, None if it does not matter (any more)."""
         return self._joins.get(member, {}).get(room_id)
 
+    @property
+    def joins(self) -> Iterator[JoinChange]:
+        """All newest joins that matter."""
+        return (join for joins in self._joins.values() for join in joins.values())
+
     def joins_after(self, member: str, position: int) -> list[JoinChange]:
         """This member's joins after a position that matter, oldest first."""
         joins = (j for j in self._joins.get(member, {}).values() if j.position > position)

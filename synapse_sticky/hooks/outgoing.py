@@ -2,12 +2,13 @@
 """Synapse's own queues for other servers tell us here what they do.
 
 A receiving server takes one transaction at a time from another one, so Synapse's queues
-take turns with us: see ``Federation.turn``.
+take turns with us: see ``servers/turns.py``.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from synapse.events import EventBase
 from synapse.federation.transport.client import TransportLayerClient
@@ -16,38 +17,55 @@ from synapse.types import JsonDict
 
 from synapse_sticky.hooks.guard import run_within, wrap
 from synapse_sticky.seams.checks import require
-from synapse_sticky.seams.events import has_stickiness
+from synapse_sticky.seams.events import has_stickiness, sticky_duration_ms
 from synapse_sticky.seams.failures import shielded
-from synapse_sticky.seams.federation import Accepted, Answer, Federation
+from synapse_sticky.seams.federation import Accepted, Answer
 from synapse_sticky.seams.metrics import ACCEPTED_BY_SERVERS, Metrics
 
-# Longer than any payment that Synapse's queue is to wait for.
-_MAX_WAIT_MS: Final = 15_000
+# A little longer than the listener waits.
+_MAX_WAIT_MS: Final = 12_500
 
+_NOT_WAITED: Final = "Cannot first send a server the sticky events that it missed"
+_NO_TURNS: Final = "Cannot take turns with Synapse's own sending"
 _SENT_AGAIN: Final = (
     "Cannot take note of the events that servers have; they are sent sticky events once more"
 )
 
-# An event goes to many servers at about the same time.
-_has_stickiness = lru_cache(maxsize=256)(has_stickiness)
+
+@lru_cache(maxsize=256)
+def _is_sticky(event: EventBase) -> bool:
+    """Whether an event is sticky for any time; it goes to many servers at about the same time."""
+    return has_stickiness(event) and bool(sticky_duration_ms(event))
 
 
-def follow_queues(
-    hs: HomeServer,
-    federation: Federation,
-    metrics: Metrics,
-    goes_first: Callable[[str], bool],
-    before: Callable[[str], Awaitable[None]],
-    on_accepted: Callable[[str, Iterable[Accepted]], None],
-) -> None:
-    """Call back around each transaction of Synapse's own queues, which take turns with us.
+class Listener(Protocol):
+    """Is told of the transactions of Synapse's own queues. Nothing here may raise."""
 
-    Args:
-        goes_first: whether there is anything to wait for with a transaction. Must not raise.
-        before: what the transaction then waits for, fifteen seconds at most.
-        on_accepted: called when a server has answered to events. Plain ones too:
-            all that was accepted counts for what the server has to read.
-    """
+    def makes_wait(self, server_name: str) -> bool:
+        """Return whether a transaction to a server has anything to wait for."""
+
+    async def before_transaction(self, server_name: str, counts: Mapping[str, int]) -> None:
+        """Wait before the transaction, for a bounded time.
+
+        Args:
+            counts: how many events it has, by room.
+        """
+
+    def transaction_begins(self, server_name: str) -> None:
+        """The transaction is sent now."""
+
+    def transaction_ended(self, server_name: str, arrived: bool) -> None:
+        """The transaction has ended."""
+
+    def on_accepted(self, server_name: str, accepted: Iterable[Accepted]) -> None:
+        """A server has answered to events.
+
+        Plain ones too: all that was accepted counts for what the server has to read.
+        """
+
+
+def follow_queues(hs: HomeServer, metrics: Metrics, listener: Listener) -> None:
+    """Tell of each transaction of Synapse's own queues, which take turns with us."""
     sender: Any = hs.get_federation_sender()
     require(sender, "_transaction_manager")
     manager = sender._transaction_manager
@@ -63,16 +81,23 @@ def follow_queues(
     async def send_new_transaction(
         destination: str, pdus: list[EventBase], edus: Any, *args: Any, **kwargs: Any
     ) -> None:
-        if goes_first(destination):
-            consequence = f"Cannot send {destination} first the sticky events that it missed"
-            await run_within(hs, _MAX_WAIT_MS, consequence, before, destination)
-        async with federation.turn(destination):
-            if pdus:
-                in_flight[destination] = pdus
-            try:
-                await original_send_new_transaction(destination, pdus, edus, *args, **kwargs)
-            finally:
-                in_flight.pop(destination, None)
+        if listener.makes_wait(destination):
+            counts = Counter(event.room_id for event in pdus)
+            await run_within(
+                hs, _MAX_WAIT_MS, _NOT_WAITED, listener.before_transaction, destination, counts
+            )
+        with shielded(_NO_TURNS):
+            listener.transaction_begins(destination)
+        arrived = False
+        if pdus:
+            in_flight[destination] = pdus
+        try:
+            await original_send_new_transaction(destination, pdus, edus, *args, **kwargs)
+            arrived = True
+        finally:
+            in_flight.pop(destination, None)
+            with shielded(_NO_TURNS):
+                listener.transaction_ended(destination, arrived)
 
     async def send_transaction(transaction: Any, *args: Any, **kwargs: Any) -> JsonDict:
         response: JsonDict = await original_send_transaction(transaction, *args, **kwargs)
@@ -82,7 +107,7 @@ def follow_queues(
                 accepted = _accepted(events, Answer.of(response))
                 count = sum(len(part.sticky_ids) for part in accepted)
                 metrics.count(ACCEPTED_BY_SERVERS, count, sender="synapse")
-                on_accepted(transaction.destination, accepted)
+                listener.on_accepted(transaction.destination, accepted)
         return response
 
     wrap(manager, "send_new_transaction", send_new_transaction)
@@ -120,6 +145,6 @@ def _accepted(events: Iterable[EventBase], answer: Answer) -> Collection[Accepte
         if event.event_id in answer.accepted:
             accepted = by_room.setdefault(event.room_id, Accepted(event.room_id))
             accepted.event_ids.append(event.event_id)
-            if _has_stickiness(event):
+            if _is_sticky(event):
                 accepted.sticky_ids.append(event.event_id)
     return by_room.values()

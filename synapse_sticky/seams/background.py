@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The homeserver behind the module API, its clock, and waiting within its event loop."""
 
+import time
 from collections.abc import Callable
 
 from synapse.module_api import ModuleApi
@@ -30,7 +31,11 @@ class Clock:
         """Return the time in ms since the epoch."""
         return self._clock.time_msec()
 
-    def call_later(self, delay_ms: float, callback: Callable[[], None]) -> None:
+    def monotonic_ms(self) -> int:
+        """Return a time in ms that never jumps, for waits."""
+        return int(time.monotonic() * 1000)
+
+    def call_later(self, delay_ms: float, callback: Callable[[], object]) -> None:
         """Call something trivial after a while, without a background process for it."""
         self._clock.call_later(Duration(milliseconds=delay_ms), callback)
 
@@ -56,5 +61,8 @@ class Broadcast:
 
     async def wait(self, until_ts: int) -> bool:
         """Wait for the next call of :meth:`notify_all`; False if the time came first."""
-        left_ms = until_ts - self._clock.now_ts()
-        return left_ms > 0 and await self._event.wait(left_ms / 1000)
+        return await self.wait_for(until_ts - self._clock.now_ts())
+
+    async def wait_for(self, limit_ms: int) -> bool:
+        """Wait for the next call of :meth:`notify_all`; False if that took too long."""
+        return limit_ms > 0 and await self._event.wait(limit_ms / 1000)

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Sending to other servers, in turns with Synapse's own queues.
+"""Sends to other servers, and asks them.
 
-A receiving server takes one transaction at a time from another one, and refuses
-a second; Synapse then backs off. So whoever wants to send to a server takes its
-turn: Synapse's queue for it and we exclude each other.
+No failure of ours makes Synapse back off from a server, and a server that Synapse backs off from
+is not asked: any answer would end that.
 """
 
+import json
 import logging
 import secrets
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
 from urllib.parse import quote
 
 import attr
+from canonicaljson import encode_canonical_json
 from synapse.api.constants import EventTypes
 from synapse.api.errors import (
-    Codes,
     FederationDeniedError,
     HttpResponseException,
     RequestSendFailed,
@@ -26,21 +26,25 @@ from synapse.events import EventBase
 from synapse.federation.sender import FederationSender
 from synapse.federation.sender.per_destination_queue import PerDestinationQueue
 from synapse.http import matrixfederationclient
+from synapse.http.matrixfederationclient import JsonParser
 from synapse.server import HomeServer
 from synapse.types.state import StateFilter
-from synapse.util.async_helpers import Linearizer
-from synapse.util.retryutils import NotRetryingDestination
 
 from synapse_sticky.seams.background import Clock
+from synapse_sticky.seams.bounded import bounded_client
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.events import sticky_duration_ms
 from synapse_sticky.seams.metrics import ACCEPTED_BY_SERVERS, REQUESTS_TO_SERVERS, Metrics
+from synapse_sticky.servers.confirmation import Reply
 
 logger = logging.getLogger(__name__)
 
 _ANSWER_TIMEOUT_MS: Final = 10_000
-# What a server answers that finds nothing, or does not know the question.
-_FINDS_NOTHING: Final = frozenset({400, 404, 405, 501})
+_SEND_TIMEOUT_MS: Final = 20_000
+_AT_ONCE_MS: Final = 500
+_LONGEST_RETRY_AFTER_MS: Final = 600_000
+# A proxy before a server may take bodies of 1 MB, or of less.
+_MAX_BYTES: Final = 512 * 1024
 
 _asking: ContextVar[bool] = ContextVar("synapse_sticky_asking", default=False)
 
@@ -81,22 +85,26 @@ class Accepted:
     sticky_ids: list[str] = attr.Factory(list)
 
 
-class CannotReach(Exception):
-    """A server did not take a transaction.
+class RequestFailed(Exception):
+    """A server did not answer a request, or with an error.
 
     Attributes:
-        retry_ts: until when to leave it alone, if Synapse backs off from it.
-        status: the HTTP status, if it answered; else 0.
+        status: the HTTP status if it answered, otherwise 0.
         code: the Matrix error code, if it answered with one.
+        retry_after_ms: how long it wants to be left alone, if it says so.
     """
 
     def __init__(
-        self, reason: str, retry_ts: int | None = None, status: int = 0, code: str = ""
+        self, reason: str, status: int = 0, code: str = "", retry_after_ms: int = 0
     ) -> None:
         super().__init__(reason)
-        self.retry_ts = retry_ts
         self.status = status
         self.code = code
+        self.retry_after_ms = retry_after_ms
+
+
+class _NotAsked(RequestFailed):
+    """No request was made."""
 
 
 class Federation:
@@ -121,8 +129,6 @@ class Federation:
         self.sends = hs.should_send_federation()
         if not self.sends:
             return
-        require(Linearizer, "queue", "key")
-        self._turns = Linearizer(name="sticky_federation", clock=hs.get_clock())
         self._sender: Any = hs.get_federation_sender()
         require(FederationSender, "_get_per_destination_queue", "destination")
         require(PerDestinationQueue, "attempt_new_transaction")
@@ -137,6 +143,7 @@ class Federation:
             "args",
             "timeout",
             "ignore_backoff",
+            "parser",
         )
         require(
             http_client,
@@ -144,15 +151,14 @@ class Federation:
             "destination",
             "path",
             "data",
-            "long_retries",
-            "backoff_on_all_error_codes",
+            "timeout",
+            "ignore_backoff",
+            "parser",
         )
+        require(JsonParser, "MAX_RESPONSE_SIZE")
+        self._client: Any = bounded_client(hs, clock, _SEND_TIMEOUT_MS)
         client_logger = logging.getLogger(matrixfederationclient.__name__)
         client_logger.addFilter(_NoWarningWhenAsking())
-
-    @property
-    def _client(self) -> Any:
-        return self._hs.get_federation_http_client()
 
     def sends_to(self, server_name: str) -> bool:
         """Whether it is this process that sends to a server."""
@@ -197,19 +203,20 @@ class Federation:
         by_id = {event.event_id: event for event in events if not erased.get(event.sender)}
         return [by_id[event_id] for event_id in event_ids if event_id in by_id]
 
-    def turn(self, server_name: str) -> AbstractAsyncContextManager[None]:
-        """Waits for our turn at sending to a server, and ends it.
-
-        After the transaction that is on its way to it, if there is one; the next one
-        of Synapse's queue waits for us.
-        """
-        return self._turns.queue(server_name)
+    def fitting(self, events: Sequence[EventBase]) -> Sequence[EventBase]:
+        """Return as many of these events as fit into one transaction: at least the first."""
+        size = 0
+        for count, event in enumerate(events):
+            size += len(encode_canonical_json(event.get_pdu_json()))
+            if size > _MAX_BYTES and count:
+                return events[:count]
+        return events
 
     async def send(self, server_name: str, events: Collection[EventBase]) -> Answer:
-        """Sends events in one transaction; to be called only in our turn.
+        """Send events in one transaction; to be called in our turn only.
 
         Raises:
-            CannotReach: if the server did not take it.
+            RequestFailed: if the server did not take it.
         """
         now_ts = self._clock.now_ts()
         # A repeated ID would be answered without a look at what is inside.
@@ -220,18 +227,33 @@ class Federation:
             "pdus": [event.get_pdu_json(now_ts) for event in events],
             "edus": [],
         }
-        with self._counted("send"):
-            response = await self._client.put_json(
-                server_name,
-                path=path,
-                data=transaction,
-                long_retries=False,
-                backoff_on_all_error_codes=True,
-            )
-        answer = Answer.of(response)
+
+        async def put() -> object:
+            with self._counted("send"):
+                response: object = await self._client.put_json(
+                    server_name,
+                    path=path,
+                    data=transaction,
+                    timeout=_SEND_TIMEOUT_MS,
+                    ignore_backoff=True,
+                    parser=_ShortAnswer(),
+                )
+                return response
+
+        answer = Answer.of(await self._try_twice(put))
         count = sum(event.event_id in answer.accepted for event in events)
         self._metrics.count(ACCEPTED_BY_SERVERS, count, sender="module")
         return answer
+
+    async def _try_twice(self, request: Callable[[], Awaitable[object]]) -> object:
+        """Repeat a request that fails at once: the server may have closed the connection before."""
+        started_ms = self._clock.monotonic_ms()
+        try:
+            return await request()
+        except RequestFailed as error:
+            if error.status or self._clock.monotonic_ms() - started_ms > _AT_ONCE_MS:
+                raise
+        return await request()
 
     async def first_event_id(self, room_id: str) -> str | None:
         """The ID of the event that created a room."""
@@ -242,36 +264,25 @@ class Federation:
         event_id: str | None = state.get(key)
         return event_id
 
-    async def has_event(self, server_name: str, event_id: str) -> bool | None:
-        """Whether a server says that it has an event, be it as an outlier.
-
-        None if the server may not tell, because its join to the room is a faster
-        one and still under way.
-
-        Raises:
-            CannotReach: if there is no answer.
-        """
+    async def has_event(self, server_name: str, event_id: str) -> Reply:
+        """Ask a server whether it has an event, be it as an outlier."""
         try:
             await self._ask(server_name, f"event/{quote(event_id, safe='')}")
-        except CannotReach as error:
-            if not error.status:
-                raise
-            return None if error.code == Codes.UNABLE_DUE_TO_PARTIAL_STATE else False
-        return True
+        except _NotAsked:
+            return Reply.NOT_ASKED
+        except RequestFailed as error:
+            return Reply.of_error(error.status, error.code)
+        return Reply.HAS
 
-    async def has_in_history(self, server_name: str, event_id: str) -> bool | None:
-        """Whether a server that has an event has it in the history of its room.
+    async def has_in_history(self, server_name: str, event_id: str) -> Reply:
+        """Ask a server that has an event whether it has it in the history of its room.
 
-        Asked by the event's time, which passes over outliers and what was rejected. A
-        server whose answers do not rule it out is believed: not all can be asked. None
-        as for :meth:`has_event`.
-
-        Raises:
-            CannotReach: if there is no answer.
+        By the event's time, which passes over outliers and rejected events. A server whose
+        answers do not rule it out has it: not all can be asked.
         """
         (event,) = await self._store.get_events_as_list([event_id]) or (None,)
         if event is None:
-            return True
+            return Reply.HAS
         path = f"timestamp_to_event/{quote(event.room_id, safe='')}"
         # Of several events of the same time these name the first and the last. Forwards
         # first: a server that has just joined finds its own join at least.
@@ -280,37 +291,36 @@ class Federation:
             args = {"ts": str(event.origin_server_ts), "dir": direction}
             try:
                 answer = await self._ask(server_name, path, args)
-            except CannotReach as error:
-                if error.code == Codes.UNABLE_DUE_TO_PARTIAL_STATE:
-                    return None
-                if error.code == Codes.UNRECOGNIZED:
-                    return True
-                if error.status not in _FINDS_NOTHING:
-                    raise
-                continue
+            except _NotAsked:
+                return Reply.NOT_ASKED
+            except RequestFailed as error:
+                reply = Reply.of_error(error.status, error.code)
+                if reply is Reply.HAS_NOT:
+                    continue
+                return reply
             if not isinstance(answer, Mapping) or not isinstance(answer.get("event_id"), str):
-                return True
+                return Reply.HAS
             if answer["event_id"] == event_id:
-                return True
+                return Reply.HAS
             if answer.get("origin_server_ts") != event.origin_server_ts:
-                return False
+                return Reply.HAS_NOT
             if answer["event_id"] in named:
-                return False
+                return Reply.HAS_NOT
             named.add(answer["event_id"])
-        return True
+        return Reply.HAS
 
     async def _ask(
         self, server_name: str, path: str, args: Mapping[str, str] | None = None
     ) -> object:
+        timings = await self._store.get_destination_retry_timings(server_name)
+        if timings is not None and timings.retry_interval:
+            # It may be that only its transactions fail, and an answer would clear the back-off.
+            request = path.partition("/")[0]
+            self._metrics.count(REQUESTS_TO_SERVERS, request=request, outcome="backing_off")
+            raise _NotAsked("Synapse is backing off from it")
         asking = _asking.set(True)
         try:
-            try:
-                return await self._get(server_name, path, args)
-            except CannotReach as error:
-                if error.status:
-                    raise
-            # It may have been a connection that the server has closed meanwhile.
-            return await self._get(server_name, path, args)
+            return await self._try_twice(lambda: self._get(server_name, path, args))
         finally:
             _asking.reset(asking)
 
@@ -323,6 +333,7 @@ class Federation:
                 timeout=_ANSWER_TIMEOUT_MS,
                 # That it does not answer this is no reason to back off from it.
                 ignore_backoff=True,
+                parser=_ShortAnswer(),
             )
             return answer
 
@@ -331,11 +342,11 @@ class Federation:
         """Count a request by its outcome, and say what went wrong."""
         outcome = "failed"
         try:
-            with _as_cannot_reach():
+            with _as_request_failed():
                 yield
             outcome = "ok"
-        except CannotReach as error:
-            outcome = "error" if error.status else "backing_off" if error.retry_ts else "failed"
+        except RequestFailed as error:
+            outcome = "error" if error.status else "failed"
             raise
         finally:
             self._metrics.count(REQUESTS_TO_SERVERS, request=request, outcome=outcome)
@@ -362,20 +373,40 @@ class Federation:
 
 
 @contextmanager
-def _as_cannot_reach() -> Iterator[None]:
+def _as_request_failed() -> Iterator[None]:
     """Says what went wrong, without what the other server wrote."""
     try:
         yield
-    except NotRetryingDestination as error:
-        retry_ts = error.retry_last_ts + error.retry_interval
-        raise CannotReach("Synapse is backing off from it", retry_ts) from error
     except (HttpResponseException, RequestSendFailed, FederationDeniedError) as error:
         cause = error.inner_exception if isinstance(error, RequestSendFailed) else error
         if isinstance(cause, HttpResponseException):
-            code = cause.to_synapse_error().errcode
-            reason = f"it answered {cause.code}"
-            raise CannotReach(reason, status=cause.code, code=code) from error
-        raise CannotReach(type(cause).__name__) from error
+            code, retry_after_ms = _read_error(cause.response)
+            raise RequestFailed(
+                f"it answered {cause.code}", cause.code, code, retry_after_ms
+            ) from error
+        raise RequestFailed(type(cause).__name__) from error
+    except RecursionError as error:
+        raise RequestFailed("its answer is nested too deeply") from error
+
+
+def _read_error(body: bytes) -> tuple[str, int]:
+    """Return the Matrix code of an error, and how long the server wants to be left alone."""
+    try:
+        error = json.loads(body)
+    except (ValueError, RecursionError):
+        return "", 0
+    if not isinstance(error, Mapping):
+        return "", 0
+    code, asked_ms = error.get("errcode"), error.get("retry_after_ms")
+    if type(asked_ms) is not int or asked_ms < 0:
+        asked_ms = 0
+    return code if isinstance(code, str) else "", min(asked_ms, _LONGEST_RETRY_AFTER_MS)
+
+
+class _ShortAnswer(JsonParser):
+    """An event at most; whatever else a server sends is not read."""
+
+    MAX_RESPONSE_SIZE = 128 * 1024
 
 
 class _NoWarningWhenAsking(logging.Filter):

@@ -6,7 +6,7 @@ every few seconds. If what came since is lost in a kill, something is sent again
 """
 
 import heapq
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final
 
 from synapse_sticky.deliverable.index import StickyEvent
@@ -16,7 +16,7 @@ from synapse_sticky.seams.failures import log_failure
 from synapse_sticky.seams.federation import Accepted
 from synapse_sticky.servers.staging import Staging
 from synapse_sticky.servers.watermarks import Watermarks
-from synapse_sticky.storage.rows import EventChange
+from synapse_sticky.storage.rows import EventChange, WatermarkRow
 from synapse_sticky.storage.store import StickyStore
 
 _WATERMARKS_PER_WRITE: Final = 500
@@ -62,12 +62,22 @@ class Ledger:
         """Whether the watermarks are read: at first they are not."""
         return self._watermarks is not None
 
+    @property
+    def is_up_to_date(self) -> bool:
+        """Whether the watermarks are read, and nothing makes them old."""
+        return self.has_begun and not self._is_outdated
+
     async def begin(self, sends_to: Callable[[str], bool]) -> None:
         """Read the watermarks, and take note of the events in the index."""
-        rows = await self._store.get_watermarks(self._now_ts())
+        rows = [
+            row
+            for row in await self._store.get_watermarks(self._now_ts())
+            if sends_to(row.server_name)
+        ]
         index, now_ts = self._reader.index, self._now_ts()
         self._watermarks = Watermarks()
-        self._watermarks.load(filter(lambda r: sends_to(r.server_name), rows), index, now_ts)
+        self._watermarks.load(rows, index, now_ts)
+        self._find_joining(rows, sends_to)
         early, self._early = self._early, []
         for server_name, room_id, event_ids in early:
             self.settle(server_name, room_id, event_ids)
@@ -76,6 +86,17 @@ class Ledger:
                 if event.event_id not in self._fresh:
                     # Synapse's queues have forgotten what was in them.
                     self._leave_to_synapse(event.event_id, room_id, now_ts)
+
+    def _find_joining(self, rows: Iterable[WatermarkRow], sends_to: Callable[[str], bool]) -> None:
+        """Find the joins that were under way when this process started, as far as can be told.
+
+        A server that has settled anything since its join is ready.
+        """
+        ready = {(row.server_name, row.room_id): row.joined_position for row in rows}
+        for join in self._reader.index.joins:
+            key = join.member, join.room_id
+            if join.is_of_server and sends_to(join.member) and ready.get(key, 0) < join.position:
+                self._joining.add(key)
 
     async def reload(self, sends_to: Callable[[str], bool]) -> None:
         """Read the watermarks again if events from before this process were noticed since.

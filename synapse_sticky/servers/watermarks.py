@@ -14,10 +14,13 @@ from typing import Final
 import attr
 
 from synapse_sticky.deliverable.index import StickyEvent, StickyIndex
-from synapse_sticky.stickiness import MAX_DURATION_MS
 from synapse_sticky.storage.rows import WatermarkRow
 
 _NOTHING_SETTLED: Final = -1
+# How many events of a room that are settled ahead of the watermark, and are not in the index, are
+# remembered, and for how long: nobody is owed them, or they come there late.
+_MAX_UNKNOWN: Final = 5_000
+_MAX_UNKNOWN_MS: Final = 600_000
 
 
 @attr.s(slots=True, auto_attribs=True)
@@ -27,6 +30,8 @@ class _Watermark:
     expires_ts: int = 0
     # Settled events that it has not come to yet, and when to forget them.
     ahead: dict[str, int] = attr.Factory(dict)
+    # With how many of them to look for those that are not in the index.
+    limit: int = _MAX_UNKNOWN
 
 
 class Watermarks:
@@ -86,8 +91,12 @@ class Watermarks:
             join = index.join(server_name, room_id)
             watermark = _Watermark(join.position if join else 0)
             self._by_room.setdefault(room_id, {})[server_name] = watermark
-        watermark.ahead.update((e, now_ts + MAX_DURATION_MS) for e in event_ids)
+        for event_id in event_ids:
+            event = index.get(event_id)
+            watermark.ahead[event_id] = event.expires_ts if event else now_ts + _MAX_UNKNOWN_MS
         self._advance(index, server_name, room_id, watermark, now_ts)
+        if len(watermark.ahead) > watermark.limit:
+            _forget_unknown(index, watermark, now_ts)
 
     def advance(self, index: StickyIndex, room_id: str, now_ts: int) -> None:
         """The index has learned of events of this room, which may be settled already."""
@@ -152,3 +161,13 @@ class Watermarks:
             watermark.expires_ts = max(watermark.expires_ts, event.expires_ts)
         if watermark.settled_position != before:
             self._changed[server_name, room_id] = None
+
+
+def _forget_unknown(index: StickyIndex, watermark: _Watermark, now_ts: int) -> None:
+    """Forget the older half of the events that are not in the index: the others would be owed."""
+    live = index.live_among(watermark.ahead, now_ts)
+    unknown = [event_id for event_id in watermark.ahead if event_id not in live]
+    for event_id in unknown[: -_MAX_UNKNOWN // 2]:
+        del watermark.ahead[event_id]
+    # Twice as many, so that it is not looked for them each time.
+    watermark.limit = _MAX_UNKNOWN + 2 * len(live)

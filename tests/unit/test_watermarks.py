@@ -466,3 +466,29 @@ def test_a_row_that_counts_from_a_forgotten_join_is_replaced() -> None:
     world.flush(10, fails=False)
     world.kill()
     assert world.owed(*pair) == []
+
+
+def test_what_never_becomes_deliverable_is_forgotten() -> None:
+    # F5: acknowledged events that do not get into the index take little memory, and not for long
+    world = World()
+    events = [f"${number}" for number in range(20_000)]
+    for event_id in events:
+        world.watermarks.settle(world.index, SERVERS[0], ROOMS[0], [event_id], world.now_ts)
+    assert len(world.watermarks._by_room[ROOMS[0]][SERVERS[0]].ahead) <= 5_000
+    world.now_ts += HOUR_MS // 4
+    world.watermarks.expire(world.now_ts)
+    assert not world.watermarks._by_room
+
+
+# F5
+def test_any_number_of_live_events_may_be_settled_beyond_a_gap() -> None:
+    """None of them is owed again, whatever else is settled that never gets into the index."""
+    world, pair = World(), (SERVERS[0], ROOMS[0])
+    gap, *events = [world.send(ROOMS[0], HOUR_MS, True) for _ in range(12_000)]
+    world.notice()
+    for first in range(0, len(events), 50):
+        world.settle(*pair, events[first : first + 50])
+        others = [f"$other{first + n}" for n in range(50)]
+        world.watermarks.settle(world.index, *pair, others, world.now_ts)
+    assert world.owed(*pair) == [gap]
+    assert len(world.watermarks._by_room[ROOMS[0]][SERVERS[0]].ahead) <= 12_000 + 24_000 + 5_000
