@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Asks other servers for the newest events of a room, and hands them to Synapse.
+
+Handed on they are as if they had been pushed: Synapse checks and stores them as it does those,
+and whoever answers us can do no more than push the same events.
+"""
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any, Final
+from urllib.parse import quote
+
+from synapse.api.errors import (
+    FederationDeniedError,
+    FederationError,
+    HttpResponseException,
+    NotFoundError,
+    RequestSendFailed,
+    SynapseError,
+    UnsupportedRoomVersionError,
+)
+from synapse.events import EventBase
+from synapse.federation import federation_base
+from synapse.federation.federation_base import FederationBase, InvalidEventSignatureError
+from synapse.handlers.federation_event import FederationEventHandler
+from synapse.http import matrixfederationclient
+from synapse.http.client import BodyExceededMaxSize
+from synapse.http.matrixfederationclient import JsonParser, MatrixFederationHttpClient
+from synapse.logging.context import make_deferred_yieldable
+from synapse.server import HomeServer
+from synapse.types import get_domain_from_id
+from synapse.util.async_helpers import stop_cancellation, timeout_deferred
+from synapse.util.stringutils import parse_and_validate_server_name
+from twisted.internet import defer
+
+from synapse_sticky.protocol import EXTREMITIES_PREFIX
+from synapse_sticky.seams.background import Clock
+from synapse_sticky.seams.checks import require
+from synapse_sticky.seams.metrics import REQUESTS_TO_SERVERS, Metrics
+from synapse_sticky.servers.walk import (
+    PAGE_EVENTS,
+    FoundEvent,
+    Receipt,
+    event_ids_in,
+    prev_event_ids_in,
+)
+
+logger = logging.getLogger(__name__)
+
+_ANSWER_TIMEOUT_MS: Final = 10_000
+# For one event that Synapse may have to ask more questions for, of the same server.
+_RECEIVE_TIMEOUT_S: Final = 30
+# Where the clock of the server is ahead of ours, its newest events seem to be to come.
+_CLOCKS_DIFFER_MS: Final = 60_000
+# If a page is too large: that many of the largest events fit.
+_FEW_EVENTS: Final = 10
+# What a server answers that does not know the question.
+_UNKNOWN_QUESTION: Final = frozenset({400, 404, 405, 501})
+_FEDERATION_PREFIX: Final = "/_matrix/federation/v1"
+
+_pulling: ContextVar[bool] = ContextVar("synapse_sticky_pulling", default=False)
+
+
+class PullFailed(Exception):
+    """A server gave no answer that is of use.
+
+    Attributes:
+        status: the HTTP status if it answered with an error, otherwise 0.
+        is_too_large: whether it answered with more than is read.
+    """
+
+    def __init__(self, reason: str, status: int = 0, is_too_large: bool = False) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.is_too_large = is_too_large
+
+
+class _ShortAnswer(JsonParser):
+    MAX_RESPONSE_SIZE = 64 * 1024
+
+
+class _Page(JsonParser):
+    # Of small objects it may need twenty times as much once it is parsed.
+    MAX_RESPONSE_SIZE = 1024 * 1024
+
+
+class Pulling:
+    """The rooms of this server, and the other servers in them."""
+
+    def __init__(self, hs: HomeServer, clock: Clock, metrics: Metrics) -> None:
+        self._hs = hs
+        self._clock = clock
+        self._metrics = metrics
+        self._store: Any = hs.get_datastores().main
+        self._state: Any = hs.get_storage_controllers().state
+        # Servers that have no endpoint for extremities, as far as was found.
+        self._without_extremities: set[str] = set()
+        get_json = ("destination", "path", "args", "timeout", "ignore_backoff", "parser")
+        require(MatrixFederationHttpClient, "get_json", *get_json)
+        require(JsonParser, "MAX_RESPONSE_SIZE")
+        require(FederationBase, "_check_sigs_and_hash", "room_version", "pdu")
+        require(federation_base, "event_from_pdu_json", "pdu_json", "room_version")
+        require(FederationEventHandler, "on_receive_pdu", "origin", "pdu")
+        require(self._state, "get_current_hosts_in_room_ordered", "room_id")
+        require(self._state, "get_server_acl_for_room", "room_id")
+        for name in ("get_room_version", "is_partial_state_room"):
+            require(self._store, name, "room_id")
+        require(self._store, "have_events_in_timeline", "event_ids")
+        require(self._store, "get_destination_retry_timings", "destination")
+        logging.getLogger(matrixfederationclient.__name__).addFilter(_NoWarningWhenPulling())
+
+    @property
+    def _client(self) -> Any:
+        return self._hs.get_federation_http_client()
+
+    async def servers_in_room(self, room_id: str) -> Sequence[str]:
+        """Return the other servers of a room that may send to it, the oldest first.
+
+        None of a room that this server is not in, or does not know enough of.
+        """
+        try:
+            await self._store.get_room_version(room_id)
+        except (NotFoundError, UnsupportedRoomVersionError):
+            return []
+        if await self._store.is_partial_state_room(room_id):
+            return []
+        servers: Sequence[str] = await self._state.get_current_hosts_in_room_ordered(room_id)
+        if self._hs.hostname not in servers:
+            return []
+        acl = await self._state.get_server_acl_for_room(room_id)
+        return [
+            server
+            for server in servers
+            if not self._hs.is_mine_server_name(server) and _may_send(acl, server)
+        ]
+
+    async def is_backing_off(self, server_name: str) -> bool:
+        """Whether Synapse backs off from a server: any answer to us would end that."""
+        timings = await self._store.get_destination_retry_timings(server_name)
+        return timings is not None and bool(timings.retry_interval)
+
+    async def known_among(self, event_ids: Collection[str]) -> set[str]:
+        """Return those of these events that are in the history of their room here."""
+        known: set[str] = await self._store.have_events_in_timeline(event_ids)
+        return known
+
+    async def newest(self, server_name: str, room_id: str) -> list[str]:
+        """Return the IDs of the newest events that a server has in a room.
+
+        Its forward extremities (MSC4370), or if it does not tell these the newest event.
+
+        Raises:
+            PullFailed: if it does not answer.
+        """
+        room = quote(room_id, safe="")
+        if server_name not in self._without_extremities:
+            path = f"{EXTREMITIES_PREFIX}/extremities/{room}"
+            try:
+                answer = await self._ask(server_name, path, {}, _ShortAnswer())
+                return event_ids_in(answer.get("prev_events"))
+            except PullFailed as error:
+                if error.status not in _UNKNOWN_QUESTION:
+                    raise
+            self._without_extremities.add(server_name)
+        path = f"{_FEDERATION_PREFIX}/timestamp_to_event/{room}"
+        args = {"ts": str(self._clock.now_ts() + _CLOCKS_DIFFER_MS), "dir": "b"}
+        try:
+            answer = await self._ask(server_name, path, args, _ShortAnswer())
+        except PullFailed as error:
+            if error.status not in _UNKNOWN_QUESTION:
+                raise
+            return []
+        return event_ids_in([answer.get("event_id")])
+
+    async def page(
+        self, server_name: str, room_id: str, event_ids: Collection[str]
+    ) -> list[FoundEvent]:
+        """Return events of a room, and those before them, as a server has them.
+
+        Raises:
+            PullFailed: if it does not answer.
+        """
+        path = f"{_FEDERATION_PREFIX}/backfill/{quote(room_id, safe='')}"
+        try:
+            return await self._page(server_name, room_id, path, event_ids, PAGE_EVENTS)
+        except PullFailed as error:
+            if not error.is_too_large:
+                raise
+        return await self._page(server_name, room_id, path, event_ids, _FEW_EVENTS)
+
+    async def _page(
+        self, server_name: str, room_id: str, path: str, event_ids: Collection[str], limit: int
+    ) -> list[FoundEvent]:
+        args = {"v": list(event_ids), "limit": str(limit)}
+        answer = await self._ask(server_name, path, args, _Page())
+        pdus = answer.get("pdus")
+        version = await self._store.get_room_version(room_id)
+        listed = pdus[:limit] if isinstance(pdus, list) else []
+        found = (_found(pdu, room_id, version) for pdu in listed)
+        return [event for event in found if event is not None]
+
+    async def receive(self, server_name: str, found: FoundEvent) -> Receipt:
+        """Hand an event to Synapse as if the server had pushed it.
+
+        Raises:
+            PullFailed: if that takes long. It goes on by itself then.
+        """
+        received: Any = self._hs.run_as_background_process(
+            "sticky_pull_event", self._receive, server_name, found.pdu
+        )
+        try:
+            receipt: Receipt = await make_deferred_yieldable(
+                timeout_deferred(
+                    deferred=stop_cancellation(received),
+                    timeout=_RECEIVE_TIMEOUT_S,
+                    clock=self._hs.get_clock(),
+                )
+            )
+            return receipt
+        except defer.TimeoutError as error:
+            raise PullFailed("an event takes long") from error
+
+    async def _receive(self, server_name: str, event: EventBase) -> Receipt:
+        version = await self._store.get_room_version(event.room_id)
+        checks = self._hs.get_federation_client()
+        try:
+            event = await checks._check_sigs_and_hash(version, event)
+        except InvalidEventSignatureError:
+            return Receipt.UNVERIFIED
+        try:
+            await self._hs.get_federation_event_handler().on_receive_pdu(server_name, event)
+        except FederationError:
+            return Receipt.REFUSED
+        except Exception as error:
+            # Synapse wraps into a plain one whatever goes wrong while it asks the server.
+            logger.info("Cannot take an event from %s: %s", server_name, type(error).__name__)
+            return Receipt.REFUSED
+        return Receipt.ACCEPTED
+
+    async def _ask(
+        self, server_name: str, path: str, args: Mapping[str, Any], parser: JsonParser
+    ) -> Mapping[str, object]:
+        outcome = "failed"
+        pulling = _pulling.set(True)
+        try:
+            answer: Mapping[str, object] = await self._client.get_json(
+                server_name,
+                path=path,
+                args=args,
+                timeout=_ANSWER_TIMEOUT_MS,
+                # That it does not answer this is no reason to back off from it.
+                ignore_backoff=True,
+                parser=parser,
+            )
+            outcome = "ok"
+            return answer
+        except (HttpResponseException, RequestSendFailed, FederationDeniedError) as error:
+            cause = error.inner_exception if isinstance(error, RequestSendFailed) else error
+            status = cause.code if isinstance(cause, HttpResponseException) else 0
+            outcome = "error" if status else "failed"
+            is_too_large = isinstance(cause, BodyExceededMaxSize)
+            raise PullFailed(type(cause).__name__, status, is_too_large) from error
+        finally:
+            _pulling.reset(pulling)
+            self._count(path.split("/")[-2], outcome)
+
+    def count_backing_off(self) -> None:
+        """Count a question that was not asked, since Synapse backs off from the server."""
+        self._count("extremities", "backing_off")
+
+    def _count(self, request: str, outcome: str) -> None:
+        self._metrics.count(REQUESTS_TO_SERVERS, request=request, outcome=outcome)
+
+
+def _may_send(acl: Any, server_name: str) -> bool:
+    try:
+        host, _ = parse_and_validate_server_name(server_name)
+    except ValueError:
+        return False
+    return acl is None or bool(acl.server_matches_acl_event(host))
+
+
+def _found(pdu: object, room_id: str, version: Any) -> FoundEvent | None:
+    """Read an event in a page; None if it makes no sense, or is one of another room."""
+    if not isinstance(pdu, dict) or pdu.get("room_id") != room_id:
+        return None
+    try:
+        event = federation_base.event_from_pdu_json(pdu, version)
+        prev_event_ids = prev_event_ids_in(list(event.prev_event_ids()))
+        ts, server_name = event.origin_server_ts, get_domain_from_id(event.sender)
+        if prev_event_ids is None or not event_ids_in([event.event_id]) or type(ts) is not int:
+            return None
+        return FoundEvent(event.event_id, server_name, prev_event_ids, event.depth, ts, event)
+    except (SynapseError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        return None
+
+
+class _NoWarningWhenPulling(logging.Filter):
+    """Whether a server knows the question is open, and it may answer as it likes."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (_pulling.get() and record.levelno == logging.WARNING)

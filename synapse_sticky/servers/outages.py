@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""After an outage: which rooms to ask about, when, and which servers. No Synapse, no clock."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Final
+
+import attr
+
+# When to try again if no server of a room has answered. After an hour nothing is sticky any more.
+_RETRY_AFTER_MS: Final = (60_000, 300_000, 900_000)
+# A server that has failed is not tried for another room meanwhile. Shorter than the above.
+_AVOID_MS: Final = 50_000
+# A room is not asked about again within that time, however often servers come and go.
+_REST_MS: Final = 600_000
+
+
+@attr.s(slots=True, auto_attribs=True)
+class _Room:
+    due_ts: int
+    tries: int = 0
+
+
+class Outages:
+    """The rooms that servers are to be asked about, and the servers that do not answer.
+
+    Args:
+        max_rooms: how many rooms wait at most. Those that come later are passed over.
+    """
+
+    def __init__(self, max_rooms: int) -> None:
+        self._max_rooms = max_rooms
+        self._rooms: dict[str, _Room] = {}
+        self._rest_until: dict[str, int] = {}
+        self._avoid_until: dict[str, int] = {}
+
+    def add(self, room_ids: Iterable[str], due_ts: int) -> None:
+        """Let these rooms be asked about, the most important first."""
+        for room_id in room_ids:
+            if len(self._rooms) >= self._max_rooms:
+                return
+            if self._rest_until.get(room_id, 0) <= due_ts:
+                self._rooms.setdefault(room_id, _Room(due_ts))
+
+    def hurry(self, due_ts: int) -> None:
+        """Let the rooms that no server has answered for be tried earlier: a server is back."""
+        for room in self._rooms.values():
+            room.due_ts = min(room.due_ts, due_ts)
+
+    def due(self, now_ts: int) -> str | None:
+        """Return the room to ask about now, if there is any."""
+        due = (room_id for room_id, room in self._rooms.items() if room.due_ts <= now_ts)
+        return min(due, key=lambda room_id: self._rooms[room_id].due_ts, default=None)
+
+    @property
+    def next_ts(self) -> int | None:
+        """When the next room is due, None if there is none."""
+        return min((room.due_ts for room in self._rooms.values()), default=None)
+
+    def ended(self, room_id: str, was_answered: bool, now_ts: int) -> None:
+        """Take note of the end of a try."""
+        room = self._rooms[room_id]
+        if not was_answered and room.tries < len(_RETRY_AFTER_MS):
+            room.due_ts = now_ts + _RETRY_AFTER_MS[room.tries]
+            room.tries += 1
+            return
+        del self._rooms[room_id]
+        _drop_past(self._rest_until, now_ts)
+        self._rest_until[room_id] = now_ts + _REST_MS
+
+    def avoid(self, server_name: str, now_ts: int) -> None:
+        """Take note of a server that has failed."""
+        _drop_past(self._avoid_until, now_ts)
+        self._avoid_until[server_name] = now_ts + _AVOID_MS
+
+    def avoids(self, server_name: str, now_ts: int) -> bool:
+        """Whether a server has failed a moment ago."""
+        return self._avoid_until.get(server_name, 0) > now_ts
+
+
+def _drop_past(times: dict[str, int], now_ts: int) -> None:
+    for name in [name for name, until_ts in times.items() if until_ts <= now_ts]:
+        del times[name]
+
+
+def rooms_by_importance(
+    configured: Sequence[str], live_until: Mapping[tuple[str, str], int]
+) -> list[str]:
+    """Return the configured rooms, and those with sticky events, the longest-lived first.
+
+    Args:
+        live_until: when the last sticky event of a server in a room expires or has expired,
+            by room and server.
+    """
+    latest: dict[str, int] = {}
+    for (room_id, _), until_ts in live_until.items():
+        latest[room_id] = max(until_ts, latest.get(room_id, until_ts))
+    return list(dict.fromkeys([*configured, *sorted(latest, key=lambda r: (-latest[r], r))]))
+
+
+def servers_to_ask(
+    room_id: str, in_room: Collection[str], live_until: Mapping[tuple[str, str], int]
+) -> list[str]:
+    """Return the servers of a room in the order in which to ask them.
+
+    First those with sticky events there, which have most likely sent more; then the others,
+    in the given order.
+    """
+    return sorted(in_room, key=lambda server: -live_until.get((room_id, server), 0))

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Fetches the events that nobody sends again after an outage.
+
+A server whose transaction did not reach us sends the newest event of each room later on, or
+nothing at all if it has gone itself. So in rooms that had sticky events we ask what is newest.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from synapse.module_api import ModuleApi
+from synapse.types import get_domain_from_id
+
+from synapse_sticky import stickiness
+from synapse_sticky.config import PullConfig
+from synapse_sticky.control.settings import Settings
+from synapse_sticky.deliverable.reader import IndexReader
+from synapse_sticky.seams.background import Clock
+from synapse_sticky.seams.failures import shielded
+from synapse_sticky.seams.pulling import PullFailed, Pulling
+from synapse_sticky.servers.outages import Outages, rooms_by_importance, servers_to_ask
+from synapse_sticky.servers.walk import Receipt, Walk
+from synapse_sticky.storage.store import StickyStore
+
+logger = logging.getLogger(__name__)
+
+# After a start Synapse has other things to do, and servers may send by themselves.
+_START_AFTER_MS: Final = 3_000
+# The servers that come back after an outage of the network do so one after the other.
+_GATHER_MS: Final = 5_000
+# Between two requests.
+_PAUSE_MS: Final = 200
+# For one server in one room; a request that has begun by then may take longer.
+_TIME_MS: Final = 60_000
+# Of a room's servers that are many times as many as are to answer, the others are not looked at.
+_CONSIDERED: Final = 10
+
+
+class Puller:
+    """Asks other servers, one at a time. Costs nothing while there was no outage."""
+
+    def __init__(
+        self,
+        api: ModuleApi,
+        clock: Clock,
+        config: PullConfig,
+        store: StickyStore,
+        reader: IndexReader,
+        settings: Settings,
+        pulling: Pulling,
+    ) -> None:
+        self._api = api
+        self._clock = clock
+        self._config = config
+        self._store = store
+        self._reader = reader
+        self._settings = settings
+        self._pulling = pulling
+        self._now_ts = clock.now_ts
+        self._outages = Outages(config.max_rooms)
+        # When the last sticky event of a server in a room expires, by room and server.
+        self._live_until: dict[tuple[str, str], int] = {}
+        self._back: set[str] = set()
+        self._is_pulling = False
+
+    def start(self) -> None:
+        """Take this start for the end of an outage."""
+        self._run(self._after_start)
+
+    def on_server_back(self, server_name: str) -> None:
+        """A server is back that could not be reached: it may not have reached us either.
+
+        Never raises.
+        """
+        if not self._back:
+            self._clock.call_later(_GATHER_MS, lambda: self._run(self._after_return))
+        self._back.add(server_name)
+
+    def _run(self, work: Callable[[], Awaitable[None]]) -> None:
+        self._api.run_as_background_process("sticky_pull", self._run_safely, work)
+
+    async def _run_safely(self, work: Callable[[], Awaitable[None]]) -> None:
+        with shielded("Cannot fetch the events that were missed in an outage"):
+            await work()
+        next_ts = self._outages.next_ts
+        if next_ts is None:
+            self._live_until = {}
+        elif not self._is_pulling:
+            wait_ms = max(0, next_ts - self._now_ts())
+            self._clock.call_later(wait_ms, lambda: self._run(self._pull))
+
+    async def _after_start(self) -> None:
+        # At once: the rows of events that have expired meanwhile are deleted soon.
+        self._live_until = await self._read()
+        rooms = rooms_by_importance(self._config.rooms, self._live_until)
+        self._outages.add(rooms, self._now_ts() + _START_AFTER_MS)
+
+    async def _after_return(self) -> None:
+        back, self._back = self._back, set()
+        now_ts = self._now_ts()
+        self._outages.hurry(now_ts)
+        if not self._reader.index.rooms:
+            return
+        read = await self._read()
+        self._live_until.update(read)
+        live = {key: ts for key, ts in read.items() if key[1] in back and ts > now_ts}
+        self._outages.add(rooms_by_importance((), live), now_ts)
+
+    async def _read(self) -> dict[tuple[str, str], int]:
+        live_until: dict[tuple[str, str], int] = {}
+        for room_id, sender, expires_ts in await self._store.get_expiry_by_sender():
+            key = room_id, get_domain_from_id(sender)
+            live_until[key] = max(expires_ts, live_until.get(key, expires_ts))
+        return live_until
+
+    async def _pull(self) -> None:
+        if self._is_pulling:
+            return
+        self._is_pulling = True
+        counts: Counter[Receipt] = Counter()
+        try:
+            while (room_id := self._outages.due(self._now_ts())) is not None:
+                was_answered = False
+                try:
+                    was_answered = await self._pull_room(room_id, counts)
+                finally:
+                    self._outages.ended(room_id, was_answered, self._now_ts())
+        finally:
+            self._is_pulling = False
+            if counts[Receipt.ACCEPTED]:
+                logger.info(
+                    "Fetched %d events from other servers, in rooms with sticky events, that were "
+                    "missed while this server was not reachable",
+                    counts[Receipt.ACCEPTED],
+                )
+
+    async def _pull_room(self, room_id: str, counts: Counter[Receipt]) -> bool:
+        """Ask the servers of a room; whether any has answered, or there is none to ask."""
+        if not (await self._settings.of_room(room_id)).enabled:
+            return True
+        in_room = await self._pulling.servers_in_room(room_id)
+        servers = servers_to_ask(room_id, in_room, self._live_until)
+        wanted = self._config.servers_per_room
+        answered = failed = 0
+        for server_name in servers[: wanted * _CONSIDERED]:
+            if max(answered, failed) == wanted:
+                break
+            if not await self._may_ask(server_name):
+                continue
+            try:
+                counts += await self._pull_from(server_name, room_id)
+                answered += 1
+            except PullFailed:
+                self._outages.avoid(server_name, self._now_ts())
+                failed += 1
+        return bool(answered) or not servers
+
+    async def _may_ask(self, server_name: str) -> bool:
+        if self._outages.avoids(server_name, self._now_ts()):
+            return False
+        if self._settings.block_of_server(server_name) is not None:
+            return False
+        if await self._pulling.is_backing_off(server_name):
+            self._pulling.count_backing_off()
+            return False
+        return True
+
+    async def _pull_from(self, server_name: str, room_id: str) -> Counter[Receipt]:
+        """Fetch from a server the events of a room that are not known here.
+
+        Raises:
+            PullFailed: if it does not answer, or too slowly.
+        """
+        now_ts = self._now_ts()
+        until_ts = now_ts + _TIME_MS
+        newest = await self._pulling.newest(server_name, room_id)
+        walk = Walk(newest, now_ts - stickiness.MAX_DURATION_MS)
+        walk.know(await self._pulling.known_among(walk.to_look_up()))
+        while wanted := walk.wanted():
+            await self._pause(until_ts)
+            walk.take(await self._pulling.page(server_name, room_id, wanted))
+            walk.know(await self._pulling.known_among(walk.to_look_up()))
+        while (event := walk.next()) is not None:
+            walk.took(event, await self._pulling.receive(server_name, event))
+            self._check_time(until_ts)
+        await self._pause(until_ts)
+        return walk.counts
+
+    async def _pause(self, until_ts: int) -> None:
+        await self._clock.sleep(_PAUSE_MS)
+        self._check_time(until_ts)
+
+    def _check_time(self, until_ts: int) -> None:
+        if self._now_ts() > until_ts:
+            raise PullFailed("it takes long")

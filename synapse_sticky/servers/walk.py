@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""How to get from a room's newest events back to those that are known here. No Synapse, no clock.
+
+Another server names its newest events of a room, and answers with pages of events, each with
+the events before it. Whatever it answers, this asks a bounded number of times, for no event
+twice, and hands on a bounded number of events, oldest first: so each finds its predecessors.
+"""
+
+import enum
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final
+
+import attr
+
+PAGE_EVENTS: Final = 50
+"""How many events one page has at most."""
+
+MAX_EVENTS: Final = 500
+"""How many events of a room are taken from one server in one outage."""
+
+# Events to ask for in one request: they are part of its URL.
+_MAX_WANTED: Final = 50
+_MAX_PAGES: Final = 20
+# As Synapse has it.
+_MAX_PREV_EVENTS: Final = 20
+# Events whose predecessors no page had: for each, Synapse asks for the room's state.
+_MAX_GAPS: Final = 2
+# Servers whose events cannot be verified: for each, Synapse asks for a key.
+_MAX_UNVERIFIED: Final = 3
+
+_EVENT_ID: Final = re.compile(r"\$[!-~]{1,254}")
+
+
+class Receipt(enum.Enum):
+    """How Synapse took an event."""
+
+    ACCEPTED = enum.auto()
+    REFUSED = enum.auto()
+    # Its signature is wrong, or there is no key for it.
+    UNVERIFIED = enum.auto()
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True, eq=False)
+class FoundEvent:
+    """An event in a page.
+
+    Attributes:
+        server_name: of its sender.
+        pdu: the event itself, as the caller has it.
+    """
+
+    event_id: str
+    server_name: str
+    prev_event_ids: tuple[str, ...]
+    depth: int
+    origin_server_ts: int
+    pdu: object
+
+
+def event_ids_in(named: object) -> list[str]:
+    """Return the event IDs in a list that another server has made, each once."""
+    if not isinstance(named, list):
+        return []
+    ids = (item for item in named if isinstance(item, str) and _EVENT_ID.fullmatch(item))
+    return list(dict.fromkeys(ids))
+
+
+def prev_event_ids_in(named: object) -> tuple[str, ...] | None:
+    """Return what an event names as its predecessors, None if that makes no sense."""
+    ids = event_ids_in(named)
+    if not isinstance(named, list) or not 0 < len(ids) == len(named) <= _MAX_PREV_EVENTS:
+        return None
+    return tuple(ids)
+
+
+class Walk:
+    """One walk, in one room, with one server.
+
+    Args:
+        newest: the IDs that the server has named.
+        oldest_ts: events that were sent before then lead no further.
+    """
+
+    def __init__(self, newest: Iterable[str], oldest_ts: int) -> None:
+        self._newest = list(newest)[:_MAX_WANTED]
+        self._oldest_ts = oldest_ts
+        self._found: dict[str, FoundEvent] = {}
+        self._asked: set[str] = set()
+        self._looked_up: set[str] = set()
+        self._known: set[str] = set()
+        self._pages_left = _MAX_PAGES
+        self._gaps_left = _MAX_GAPS
+        self._unverified: set[str] = set()
+        self._order: list[FoundEvent] | None = None
+        self.counts: Counter[Receipt] = Counter()
+
+    def to_look_up(self) -> list[str]:
+        """Return the events of which it matters whether they are known here. Each once."""
+        named = [*self._newest, *self._found]
+        named += (name for event in self._found.values() for name in event.prev_event_ids)
+        unclear = [name for name in dict.fromkeys(named) if name not in self._looked_up]
+        self._looked_up.update(unclear)
+        return unclear
+
+    def know(self, event_ids: Iterable[str]) -> None:
+        """Take note of events that are in the history here."""
+        self._known.update(event_ids)
+        for event_id in self._known & self._found.keys():
+            del self._found[event_id]
+
+    def wanted(self) -> list[str]:
+        """Return the events with which the next page is to begin, none if there is no more."""
+        if not self._pages_left or len(self._found) >= MAX_EVENTS:
+            return []
+        self._pages_left -= 1
+        recent = (e for e in self._found.values() if e.origin_server_ts > self._oldest_ts)
+        named = [*self._newest, *(name for event in recent for name in event.prev_event_ids)]
+        had = self._known | self._found.keys() | self._asked
+        wanted = [name for name in dict.fromkeys(named) if name not in had][:_MAX_WANTED]
+        self._asked.update(wanted)
+        return wanted
+
+    def take(self, page: Iterable[FoundEvent]) -> None:
+        """Take the events of a page, as far as there is room for them."""
+        for event in page:
+            if len(self._found) < MAX_EVENTS and event.event_id not in self._known:
+                self._found.setdefault(event.event_id, event)
+
+    def next(self) -> FoundEvent | None:
+        """Return the next event to hand on, after all pages were taken; None at the end."""
+        if self._order is None:
+            # From the newest to the oldest.
+            events = self._found.values()
+            self._order = sorted(events, key=lambda e: (e.depth, e.event_id), reverse=True)
+        while self._order and len(self._unverified) < _MAX_UNVERIFIED:
+            event = self._order.pop()
+            if event.server_name in self._unverified:
+                continue
+            if not self._known.issuperset(event.prev_event_ids):
+                if not self._gaps_left:
+                    continue
+                self._gaps_left -= 1
+            return event
+        return None
+
+    def took(self, event: FoundEvent, receipt: Receipt) -> None:
+        """Take note of how Synapse took the event that :meth:`next` has returned."""
+        self.counts[receipt] += 1
+        if receipt is Receipt.ACCEPTED:
+            self._known.add(event.event_id)
+        elif receipt is Receipt.UNVERIFIED:
+            self._unverified.add(event.server_name)
