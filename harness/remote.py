@@ -88,6 +88,10 @@ class RemoteServer:
         # What it says of each event that it is sent. None leaves the event out of the answer;
         # such an event, and one with an "error", it does not take. A test may replace it.
         self.judge: Callable[[Event], JsonDict | None] = lambda event: {}
+        # What it sends in place of its answer to a method and path, in pieces; None if it answers.
+        self.answer_instead: Callable[[str, str], Iterable[bytes] | None] = lambda method, path: (
+            None
+        )
         # Whether it has an event that it knows in its room's history, other than as an outlier.
         self.has_in_history: Callable[[Event], bool] = self._has_in_history
         # Whether it leaves memberships out of its answer to a join if it may: a faster join.
@@ -826,6 +830,10 @@ class _Handler(BaseHTTPRequestHandler):
         remote = self.server.remote
         length = int(self.headers.get("Content-Length") or 0)
         content = self.rfile.read(length)
+        pieces = remote.answer_instead(self.path)
+        if pieces is not None:
+            self._send_instead(pieces)
+            return
         status, answer = 200, None
         if not remote.online:
             status, answer = 503, {"errcode": "M_UNKNOWN", "error": "The test wants me offline"}
@@ -846,6 +854,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+    def _send_instead(self, pieces: Iterable[bytes]) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        for piece in pieces:
+            self.wfile.write(piece)
 
     do_GET = _handle
     do_PUT = _handle

@@ -1,16 +1,34 @@
 """After an outage of its own a server asks others for what nobody sends it again."""
 
-from collections.abc import Iterator
+import itertools
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from harness.client import Client
+from harness.client import Client, JsonDict
 from harness.homeserver import BACKGROUND_WORKER, Homeserver
 from harness.proxy import Fault
+from harness.remote import RemoteServer
+from harness.wait import eventually
 from tests.federation import create_room, join_via, stored, wait_until_stored
-from tests.support import GRACE_PERIOD, NO_TIMELINE, assert_once, follow_until_seen, send_sticky
+from tests.support import (
+    NO_TIMELINE,
+    MakeHomeserver,
+    follow_until_seen,
+    is_recorded,
+    send_sticky,
+    sticky,
+    switch,
+)
 
-pytestmark = [pytest.mark.slow, pytest.mark.deployments("sqlite", "workers")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +40,7 @@ def sender_deployment(
         directory=tmp_path_factory.mktemp("sender"),
         python=peer_python,
         federation=True,
+        proxied=True,
         module=False,
         extra_config={"experimental_features": {"msc4354_enabled": True}},
     )
@@ -34,18 +53,39 @@ def sender_deployment(
 
 @pytest.fixture
 def sender(sender_deployment: Homeserver) -> Homeserver:
-    """The sender of the events that are missed, running."""
+    """The sender of the events that are missed, running and in reach."""
     sender_deployment.ensure_running()
+    sender_deployment.proxy.set_fault(Fault.NONE)
     return sender_deployment
 
 
 def start_again(homeserver: Homeserver) -> None:
-    """End the process that pulls, and start it."""
+    """End the process that asks, and start it."""
     homeserver.kill(BACKGROUND_WORKER if homeserver.workers else "main")
     homeserver.start()
 
 
+def room_with(
+    homeserver: Homeserver, alice: Client, sender: Homeserver
+) -> tuple[str, Client, str | None]:
+    """A room with a live sticky event, its sender, and alice's token after it."""
+    room = create_room(alice)
+    bob = sender.register()
+    join_via(bob, room, homeserver)
+    sent = send_sticky(bob, room)
+    return room, bob, follow_until_seen(alice, room, sent).next_batch
+
+
+def sticky_after(alice: Client, room: str, missed: list[str], since: str | None) -> list[str]:
+    """The sticky events that alice gets after a token, once these are among them."""
+    followed = follow_until_seen(
+        alice, room, missed, since, timeout_s=60, timeout_ms=500, filter=NO_TIMELINE
+    )
+    return followed.sticky(room)
+
+
 # P3
+@pytest.mark.deployments("sqlite", "workers")
 @pytest.mark.parametrize("who_tells", ["the sender", "one with MSC4370", "one without"])
 def test_nobody_sends_again(
     homeserver: Homeserver,
@@ -55,15 +95,11 @@ def test_nobody_sends_again(
     stock_peer: Homeserver,
     who_tells: str,
 ) -> None:
-    """All that the others sent while nobody could reach us is there, each once."""
-    room = create_room(alice)
-    bob = sender.register()
-    join_via(bob, room, homeserver)
+    """All that the others sent while nobody could reach us is there, each once and in order."""
+    room, bob, since = room_with(homeserver, alice, sender)
     third = {"one with MSC4370": mixed_peer, "one without": stock_peer}.get(who_tells)
     if third is not None:
         join_via(third.register(), room, homeserver)
-    (before,) = send_sticky(bob, room)
-    since = follow_until_seen(alice, room, [before]).next_batch
     # From here on nothing reaches us that we did not ask for.
     homeserver.proxy.set_fault(Fault.CLOSE)
     missed = send_sticky(bob, room, 30)
@@ -72,7 +108,234 @@ def test_nobody_sends_again(
         sender.stop()
     assert not set(missed) & stored(homeserver, room)
     start_again(homeserver)
-    followed = follow_until_seen(
-        alice, room, missed, since, timeout_s=60, timeout_ms=500, filter=NO_TIMELINE
+    assert sticky_after(alice, room, missed, since) == missed
+
+
+# P3
+@pytest.mark.deployments("sqlite", "workers")
+def test_an_outage_of_the_network(
+    homeserver: Homeserver, alice: Client, sender: Homeserver
+) -> None:
+    """Without a start: a server that could not be reached is back, and may have missed us too."""
+    room, bob, since = room_with(homeserver, alice, sender)
+    homeserver.proxy.set_fault(Fault.CLOSE)
+    sender.proxy.set_fault(Fault.CLOSE)
+    missed = send_sticky(bob, room, 30)
+    alice.send(room)
+
+    def backs_off() -> bool:
+        query = "SELECT retry_interval FROM destinations WHERE destination = ?"
+        return any(interval for (interval,) in homeserver.query(query, sender.server_name))
+
+    eventually(backs_off, 30, "Synapse backing off")
+    assert not set(missed) & stored(homeserver, room)
+    sender.proxy.set_fault(Fault.NONE)
+    assert sticky_after(alice, room, missed, since) == missed
+
+
+# P3
+@pytest.mark.deployments("sqlite")
+def test_rooms_that_are_left_alone(make_homeserver: MakeHomeserver, remote: RemoteServer) -> None:
+    """Rooms that had no sticky events, unless configured; those where they are off; all rooms."""
+    homeserver = make_homeserver("sqlite", federation=True)
+    homeserver.start()
+    alice = homeserver.register()
+    rooms = {name: create_room(alice) for name in ("live", "off", "plain", "configured")}
+    for name, room in rooms.items():
+        carol = remote.join(homeserver, room, "carol")
+        extra: Any = {} if name in ("plain", "configured") else sticky()
+        event = remote.send_event(room, carol, **extra)
+        if extra:
+            eventually(lambda e=event: is_recorded(homeserver, e.event_id))  # type: ignore[misc]
+    switch(alice, rooms["off"], {"enabled": False})
+    missed = {
+        name: remote.create_event(
+            room, "m.room.message", {"body": "missed"}, remote.user_id("carol"), **sticky()
+        )
+        for name, room in rooms.items()
+    }
+    remote.remember(missed.values())
+
+    def asked_after_start(config: JsonDict) -> str:
+        homeserver.stop()
+        homeserver.reconfigure(module_config=config)
+        before = len(remote.requests)
+        homeserver.start()
+        # Its first transaction comes after the first questions, if there are any.
+        time.sleep(5)
+        return "\n".join(path for _, path in remote.requests[before:] if "/send/" not in path)
+
+    assert asked_after_start({"pull_after_outage": None}) == ""
+    assert not any(is_recorded(homeserver, event.event_id) for event in missed.values())
+    homeserver.stop()
+    homeserver.reconfigure(
+        module_config={"pull_after_outage": {"rooms": [rooms["configured"], "!unknown:a"]}}
     )
-    assert followed.sticky(room) == missed
+    homeserver.start()
+    for name in ("live", "configured"):
+        event = missed[name]
+        eventually(lambda e=event: is_recorded(homeserver, e.event_id), 60)  # type: ignore[misc]
+    for name in ("off", "plain"):
+        assert not is_stored_event(homeserver, missed[name].event_id)
+
+
+def is_stored_event(homeserver: Homeserver, event_id: str) -> bool:
+    return bool(homeserver.query("SELECT 1 FROM events WHERE event_id = ?", event_id))
+
+
+# Servers that answer anything
+
+
+def made_up(count: int) -> list[str]:
+    return [f"${secrets.token_urlsafe(32)}" for _ in range(count)]
+
+
+def extremities(event_ids: Iterable[str]) -> list[bytes]:
+    return [json.dumps({"prev_events": list(event_ids)}).encode()]
+
+
+def page(pdus: Iterable[JsonDict]) -> list[bytes]:
+    return [json.dumps({"origin": "x", "origin_server_ts": 1, "pdus": list(pdus)}).encode()]
+
+
+def for_ever(piece: bytes, pause_s: float = 0) -> Iterator[bytes]:
+    yield b'{"prev_events": [], "pdus": ['
+    while True:
+        time.sleep(pause_s)
+        yield piece
+
+
+Answers = Callable[[str], Iterable[bytes] | None]
+
+
+def hostile(kind: str, remote: RemoteServer, room: str, other_room: str) -> Answers:
+    """What a server answers, by what it is asked."""
+    mallory = remote.user_id("mallory")
+
+    def own(count: int) -> Iterator[JsonDict]:
+        """Events that are its own, after events that nobody has."""
+        for _ in range(count):
+            content = {"body": "x" * 1_000}
+            prev = made_up(20)
+            yield remote.create_event(
+                room, "m.room.message", content, mallory, prev_events=prev, depth=10_000, **sticky()
+            ).pdu
+
+    def of_others(count: int) -> Iterator[JsonDict]:
+        """Events of servers that there are not, with no signature that could be right."""
+        for n, pdu in zip(range(count), itertools.cycle(own(20)), strict=False):
+            yield {**pdu, "sender": f"@a:127.0.0.1:{1 + n % 50}", "origin_server_ts": n}
+
+    elsewhere = remote.create_event(other_room, "m.room.message", {}, mallory, **sticky())
+    answers: dict[str, dict[str, Callable[[], Iterable[bytes]]]] = {
+        "thousands of names": {"extremities": lambda: extremities(made_up(50_000))},
+        "names and nothing else": {
+            "extremities": lambda: extremities(made_up(1_000)),
+            "backfill": lambda: page([]),
+        },
+        "events of others": {
+            "extremities": lambda: extremities(made_up(1_000)),
+            "backfill": lambda: page(of_others(400)),
+        },
+        "events of its own": {
+            "extremities": lambda: extremities(made_up(1_000)),
+            "backfill": lambda: page(own(100)),
+        },
+        "another room": {
+            "extremities": lambda: extremities([elsewhere.event_id]),
+            "backfill": lambda: page([elsewhere.pdu]),
+        },
+        "a huge page": {
+            "extremities": lambda: extremities(made_up(1)),
+            "backfill": lambda: for_ever(b"{}," * 50_000),
+        },
+        "no end": {"extremities": lambda: for_ever(b"[],", pause_s=0.2)},
+        "nonsense": {
+            "extremities": lambda: extremities(made_up(1)),
+            "backfill": lambda: page([{"type": 1, "room_id": room}, {}]),
+        },
+    }
+
+    def answer(path: str) -> Iterable[bytes] | None:
+        for name, pieces in answers[kind].items():
+            if f"/{name}/" in path:
+                return pieces()
+        return None
+
+    return answer
+
+
+HOSTILE = (
+    "thousands of names",
+    "names and nothing else",
+    "events of others",
+    "events of its own",
+    "another room",
+    "a huge page",
+    "no end",
+    "nonsense",
+)
+
+
+# P3
+@pytest.mark.deployments("sqlite")
+def test_answers_that_are_hostile(make_homeserver: MakeHomeserver) -> None:
+    """They cost little and change nothing, and an honest server is asked after them."""
+    homeserver = make_homeserver("sqlite", federation=True)
+    homeserver.start()
+    alice = homeserver.register()
+    other_room = create_room(alice)
+    with ExitStack() as stack:
+        remotes = {kind: stack.enter_context(RemoteServer()) for kind in (*HOSTILE, "honest")}
+        rooms = {}
+        for number, (kind, remote) in enumerate(remotes.items()):
+            room = rooms[kind] = create_room(alice)
+            mallory = remote.join(homeserver, room, "mallory")
+            # The room whose events live longest is first.
+            event = remote.send_event(room, mallory, **sticky(3_600_000 - 100_000 * number))
+            eventually(lambda e=event: is_recorded(homeserver, e.event_id))  # type: ignore[misc]
+            remote.join(homeserver, other_room, "mallory")
+            if kind != "honest":
+                remote.answer_instead = hostile(kind, remote, room, other_room)
+        honest = remotes["honest"]
+        missed = honest.create_event(
+            rooms["honest"], "m.room.message", {}, honest.user_id("mallory"), **sticky()
+        )
+        honest.remember(missed)
+        homeserver.stop()
+        counts = {kind: len(remote.requests) for kind, remote in remotes.items()}
+        homeserver.reconfigure(module_config={"pull_after_outage": {"max_rooms": 50}})
+        homeserver.start()
+        before = events_by_room(homeserver)
+        cpu_s, memory_mib = cpu_used_s(homeserver), memory_used_mib(homeserver)
+        eventually(lambda: is_recorded(homeserver, missed.event_id), 120, "the honest answer")
+        spent = cpu_used_s(homeserver) - cpu_s, memory_used_mib(homeserver) - memory_mib
+        after = events_by_room(homeserver)
+        asked = {k: len(remote.requests) - counts[k] for k, remote in remotes.items()}
+        log = homeserver.log()
+    print(spent, asked)
+    after[rooms["honest"]] -= 1
+    assert after == before
+    assert max(asked.values()) < 30, asked
+    assert spent[0] < 20, spent
+    assert spent[1] < 120, spent
+    assert " ERROR " not in log
+
+
+def events_by_room(homeserver: Homeserver) -> dict[str, int]:
+    """How many events of each room a homeserver has, outliers and rejected ones included."""
+    return dict(homeserver.query("SELECT room_id, COUNT(*) FROM events GROUP BY room_id"))
+
+
+def cpu_used_s(homeserver: Homeserver) -> float:
+    """The CPU time that a homeserver of one process has used, in seconds."""
+    # After the name of the program, which may have spaces in it.
+    fields = Path(f"/proc/{homeserver.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_used_mib(homeserver: Homeserver) -> float:
+    """The most memory that a homeserver of one process has had, in MiB."""
+    lines = Path(f"/proc/{homeserver.pid}/status").read_text().splitlines()
+    (peak,) = (line for line in lines if line.startswith("VmHWM:"))
+    return int(peak.split()[1]) / 1024

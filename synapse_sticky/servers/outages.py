@@ -10,7 +10,7 @@ import attr
 _RETRY_AFTER_MS: Final = (60_000, 300_000, 900_000)
 # A server that has failed is not tried for another room meanwhile. Shorter than the above.
 _AVOID_MS: Final = 50_000
-# A room is not asked about again within that time, however often servers come and go.
+# A room is asked about again after that time at the earliest, however often servers come and go.
 _REST_MS: Final = 600_000
 
 
@@ -38,13 +38,14 @@ class Outages:
         for room_id in room_ids:
             if len(self._rooms) >= self._max_rooms:
                 return
-            if self._rest_until.get(room_id, 0) <= due_ts:
-                self._rooms.setdefault(room_id, _Room(due_ts))
+            rest_until = self._rest_until.get(room_id, due_ts)
+            self._rooms.setdefault(room_id, _Room(max(due_ts, rest_until)))
 
     def hurry(self, due_ts: int) -> None:
         """Let the rooms that no server has answered for be tried earlier: a server is back."""
         for room in self._rooms.values():
-            room.due_ts = min(room.due_ts, due_ts)
+            if room.tries:
+                room.due_ts = min(room.due_ts, due_ts)
 
     def due(self, now_ts: int) -> str | None:
         """Return the room to ask about now, if there is any."""

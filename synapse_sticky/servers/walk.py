@@ -2,8 +2,9 @@
 """How to get from a room's newest events back to those that are known here. No Synapse, no clock.
 
 Another server names its newest events of a room, and answers with pages of events, each with
-the events before it. Whatever it answers, this asks a bounded number of times, for no event
-twice, and hands on a bounded number of events, oldest first: so each finds its predecessors.
+the events before it. Whatever it answers, this asks a bounded number of times, as long as the
+answers bring anything new, and hands on a bounded number of events, each once and the oldest
+first: so each finds its predecessors.
 """
 
 import enum
@@ -84,10 +85,9 @@ class Walk:
     """
 
     def __init__(self, newest: Iterable[str], oldest_ts: int) -> None:
-        self._newest = list(newest)[:_MAX_WANTED]
+        self._newest = list(newest)[:MAX_EVENTS]
         self._oldest_ts = oldest_ts
         self._found: dict[str, FoundEvent] = {}
-        self._asked: set[str] = set()
         self._looked_up: set[str] = set()
         self._known: set[str] = set()
         self._pages_left = _MAX_PAGES
@@ -117,16 +117,18 @@ class Walk:
         self._pages_left -= 1
         recent = (e for e in self._found.values() if e.origin_server_ts > self._oldest_ts)
         named = [*self._newest, *(name for event in recent for name in event.prev_event_ids)]
-        had = self._known | self._found.keys() | self._asked
-        wanted = [name for name in dict.fromkeys(named) if name not in had][:_MAX_WANTED]
-        self._asked.update(wanted)
-        return wanted
+        had = self._known | self._found.keys()
+        return [name for name in dict.fromkeys(named) if name not in had][:_MAX_WANTED]
 
     def take(self, page: Iterable[FoundEvent]) -> None:
         """Take the events of a page, as far as there is room for them."""
+        had = len(self._found)
         for event in page:
             if len(self._found) < MAX_EVENTS and event.event_id not in self._known:
                 self._found.setdefault(event.event_id, event)
+        if len(self._found) == had:
+            # A server that has none of the events that it names has no more to tell.
+            self._pages_left = 0
 
     def next(self) -> FoundEvent | None:
         """Return the next event to hand on, after all pages were taken; None at the end."""

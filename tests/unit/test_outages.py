@@ -1,0 +1,119 @@
+"""Which rooms are asked about after an outage, when, and whom."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from synapse_sticky.servers.outages import Outages, rooms_by_importance, servers_to_ask
+
+MINUTE_MS = 60_000
+
+
+def ask_all(outages: Outages, now_ts: int, was_answered: bool = True) -> list[str]:
+    """The rooms that are due, in order, each asked about."""
+    asked = []
+    while (room_id := outages.due(now_ts)) is not None:
+        asked.append(room_id)
+        outages.ended(room_id, was_answered, now_ts)
+    return asked
+
+
+def test_each_room_once_in_order() -> None:
+    outages = Outages(10)
+    outages.add(["!a", "!b"], 100)
+    outages.add(["!b", "!c"], 200)
+    assert outages.next_ts == 100
+    assert ask_all(outages, 99) == []
+    assert ask_all(outages, 100) == ["!a", "!b"]
+    assert ask_all(outages, 1_000) == ["!c"]
+    assert outages.next_ts is None
+
+
+# P3
+def test_so_many_rooms() -> None:
+    outages = Outages(3)
+    outages.add([f"!{n}" for n in range(10)], 0)
+    assert ask_all(outages, 0) == ["!0", "!1", "!2"]
+
+
+# P3
+def test_a_room_that_nobody_answers_for() -> None:
+    """It is tried a few times more, ever more rarely."""
+    outages = Outages(10)
+    outages.add(["!a"], 0)
+    tried = []
+    while (now_ts := outages.next_ts) is not None:
+        assert ask_all(outages, now_ts, was_answered=False) == ["!a"]
+        tried.append(now_ts)
+    assert tried == [0, MINUTE_MS, 6 * MINUTE_MS, 21 * MINUTE_MS]
+
+
+def test_a_server_that_is_back_hurries_what_waits_for_one() -> None:
+    outages = Outages(10)
+    outages.add(["!a"], 0)
+    ask_all(outages, 0, was_answered=False)
+    outages.add(["!b"], 30_000)
+    outages.hurry(10_000)
+    assert ask_all(outages, 10_000) == ["!a"]
+    assert outages.next_ts == 30_000
+
+
+# P3
+def test_servers_that_come_and_go_all_the_time() -> None:
+    """A room is asked about every ten minutes at most."""
+    outages = Outages(10)
+    asked = 0
+    for now_ts in range(0, 60 * MINUTE_MS, 1_000):
+        outages.add(["!a"], now_ts)
+        outages.hurry(now_ts)
+        asked += len(ask_all(outages, now_ts))
+    assert asked == 6
+
+
+def test_a_server_that_has_failed_is_left_alone_for_a_moment() -> None:
+    outages = Outages(10)
+    outages.avoid("a", 0)
+    assert outages.avoids("a", 1_000)
+    assert not outages.avoids("b", 1_000)
+    assert not outages.avoids("a", MINUTE_MS)
+
+
+# P3
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("add"), st.sets(st.integers(0, 20)), st.integers(0, 100_000)),
+            st.tuples(st.just("hurry"), st.just(set[int]()), st.integers(0, 100_000)),
+            st.tuples(st.just("ask"), st.just(set[int]()), st.integers(0, 3_000_000)),
+        )
+    ),
+    st.lists(st.booleans(), min_size=1),
+)
+def test_it_comes_to_an_end(steps: list[tuple[str, set[int], int]], answers: list[bool]) -> None:
+    """Whatever happens: each room is asked about, at most four times for one outage."""
+    outages, now_ts, asked, added = Outages(5), 0, 0, 0
+    for kind, rooms, passed_ms in steps:
+        now_ts += passed_ms
+        if kind == "add":
+            outages.add([f"!{n}" for n in sorted(rooms)], now_ts)
+            added += len(rooms)
+        elif kind == "hurry":
+            outages.hurry(now_ts)
+    while (next_ts := outages.next_ts) is not None:
+        now_ts = max(now_ts, next_ts)
+        room_id = outages.due(now_ts)
+        assert room_id is not None
+        outages.ended(room_id, answers[asked % len(answers)], now_ts)
+        asked += 1
+        assert asked <= 4 * min(added, 5)
+    assert bool(asked) == bool(added)
+
+
+def test_rooms_by_importance() -> None:
+    """The configured ones first, then those whose events live longest."""
+    live_until = {("!a", "x"): 5, ("!b", "x"): 9, ("!a", "y"): 10, ("!c", "x"): 7}
+    assert rooms_by_importance(["!z", "!c"], live_until) == ["!z", "!c", "!a", "!b"]
+
+
+def test_servers_with_sticky_events_are_asked_first() -> None:
+    live_until = {("!a", "x"): 5, ("!a", "y"): 10, ("!b", "u"): 99, ("!a", "gone"): 99}
+    assert servers_to_ask("!a", ["u", "v", "x", "y"], live_until) == ["y", "x", "u", "v"]
