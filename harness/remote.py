@@ -37,6 +37,7 @@ from harness.homeserver import Homeserver
 from harness.processes import free_port
 
 State = dict[tuple[str, str], Event]
+RawAnswer = tuple[int, Iterable[bytes]]
 
 _log = logging.getLogger(__name__)
 
@@ -88,10 +89,9 @@ class RemoteServer:
         # What it says of each event that it is sent. None leaves the event out of the answer;
         # such an event, and one with an "error", it does not take. A test may replace it.
         self.judge: Callable[[Event], JsonDict | None] = lambda event: {}
-        # What it sends in place of its answer to a method and path, in pieces; None if it answers.
-        self.answer_instead: Callable[[str, str], Iterable[bytes] | None] = lambda method, path: (
-            None
-        )
+        # What it sends in place of its answer to a path: a status, and a body in pieces. None if it
+        # answers. A test may replace it.
+        self.answer_instead: Callable[[str], RawAnswer | None] = lambda path: None
         # Whether it has an event that it knows in its room's history, other than as an outlier.
         self.has_in_history: Callable[[Event], bool] = self._has_in_history
         # Whether it leaves memberships out of its answer to a join if it may: a faster join.
@@ -574,13 +574,17 @@ class RemoteServer:
 
     # Requests from homeservers
 
+    def note_request(self, method: str, target: str) -> None:
+        """Take note of a request from a homeserver."""
+        with self._changed:
+            self._requests.append((method, target))
+
     def answer(self, method: str, target: str, body: Any) -> Any:
         """The answer to a request from a homeserver. Raises `_NotFound`."""
         url = urllib.parse.urlsplit(target)
         parameters = urllib.parse.parse_qs(url.query)
         parts = [urllib.parse.unquote(part) for part in url.path.strip("/").split("/")]
-        with self._changed:
-            self._requests.append((method, target))
+        self.note_request(method, target)
         match method, parts[0], parts[1:]:
             case "GET", "_matrix", ["key", "v2", "server", *_]:
                 return self._keys()
@@ -830,9 +834,10 @@ class _Handler(BaseHTTPRequestHandler):
         remote = self.server.remote
         length = int(self.headers.get("Content-Length") or 0)
         content = self.rfile.read(length)
-        pieces = remote.answer_instead(self.path)
-        if pieces is not None:
-            self._send_instead(pieces)
+        raw_answer = remote.answer_instead(self.path)
+        if raw_answer is not None:
+            remote.note_request(self.command, self.path)
+            self._send_raw(*raw_answer)
             return
         status, answer = 200, None
         if not remote.online:
@@ -855,8 +860,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def _send_instead(self, pieces: Iterable[bytes]) -> None:
-        self.send_response(200)
+    def _send_raw(self, status: int, pieces: Iterable[bytes]) -> None:
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.end_headers()
         for piece in pieces:

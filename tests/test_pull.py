@@ -15,7 +15,7 @@ import pytest
 from harness.client import Client, JsonDict
 from harness.homeserver import BACKGROUND_WORKER, Homeserver
 from harness.proxy import Fault
-from harness.remote import RemoteServer
+from harness.remote import RawAnswer, RemoteServer
 from harness.wait import eventually
 from tests.federation import create_room, join_via, stored, wait_until_stored
 from tests.support import (
@@ -205,10 +205,9 @@ def for_ever(piece: bytes, pause_s: float = 0) -> Iterator[bytes]:
         yield piece
 
 
-Answers = Callable[[str], Iterable[bytes] | None]
-
-
-def hostile(kind: str, remote: RemoteServer, room: str, other_room: str) -> Answers:
+def hostile(
+    kind: str, remote: RemoteServer, room: str, other_room: str
+) -> Callable[[str], RawAnswer | None]:
     """What a server answers, by what it is asked."""
     mallory = remote.user_id("mallory")
 
@@ -250,16 +249,20 @@ def hostile(kind: str, remote: RemoteServer, room: str, other_room: str) -> Answ
             "backfill": lambda: for_ever(b"{}," * 50_000),
         },
         "no end": {"extremities": lambda: for_ever(b"[],", pause_s=0.2)},
+        "an error without end": {
+            "extremities": lambda: for_ever(b"{}," * 50_000),
+            "timestamp_to_event": lambda: for_ever(b"[],", pause_s=0.2),
+        },
         "nonsense": {
             "extremities": lambda: extremities(made_up(1)),
             "backfill": lambda: page([{"type": 1, "room_id": room}, {}]),
         },
     }
 
-    def answer(path: str) -> Iterable[bytes] | None:
+    def answer(path: str) -> RawAnswer | None:
         for name, pieces in answers[kind].items():
             if f"/{name}/" in path:
-                return pieces()
+                return (404 if kind == "an error without end" else 200), pieces()
         return None
 
     return answer
@@ -273,6 +276,7 @@ HOSTILE = (
     "another room",
     "a huge page",
     "no end",
+    "an error without end",
     "nonsense",
 )
 

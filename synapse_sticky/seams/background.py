@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The homeserver behind the module API, its clock, and waiting within its event loop."""
 
+import time
 from collections.abc import Callable
 
 from synapse.module_api import ModuleApi
@@ -29,6 +30,10 @@ class Clock:
     def now_ts(self) -> int:
         """Return the time in ms since the epoch."""
         return self._clock.time_msec()
+
+    def monotonic_ms(self) -> int:
+        """Return a time in ms that never jumps, for waits."""
+        return int(time.monotonic() * 1000)
 
     def call_later(self, delay_ms: float, callback: Callable[[], None]) -> None:
         """Call something trivial after a while, without a background process for it."""

@@ -36,6 +36,7 @@ from twisted.internet import defer
 
 from synapse_sticky.protocol import EXTREMITIES_PREFIX
 from synapse_sticky.seams.background import Clock
+from synapse_sticky.seams.bounded import bounded_client
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.metrics import REQUESTS_TO_SERVERS, Metrics
 from synapse_sticky.servers.walk import (
@@ -49,6 +50,7 @@ from synapse_sticky.servers.walk import (
 logger = logging.getLogger(__name__)
 
 _ANSWER_TIMEOUT_MS: Final = 10_000
+_AT_ONCE_MS: Final = 500
 # For one event that Synapse may have to ask more questions for, of the same server.
 _RECEIVE_TIMEOUT_S: Final = 30
 # Where the clock of the server is ahead of ours, its newest events seem to be to come.
@@ -94,6 +96,7 @@ class Pulling:
         self._metrics = metrics
         self._store: Any = hs.get_datastores().main
         self._state: Any = hs.get_storage_controllers().state
+        self._client = bounded_client(hs, clock, _ANSWER_TIMEOUT_MS)
         # Servers that have no endpoint for extremities, as far as was found.
         self._without_extremities: set[str] = set()
         get_json = ("destination", "path", "args", "timeout", "ignore_backoff", "parser")
@@ -110,12 +113,8 @@ class Pulling:
         require(self._store, "get_destination_retry_timings", "destination")
         logging.getLogger(matrixfederationclient.__name__).addFilter(_NoWarningWhenPulling())
 
-    @property
-    def _client(self) -> Any:
-        return self._hs.get_federation_http_client()
-
     async def servers_in_room(self, room_id: str) -> Sequence[str]:
-        """Return the other servers of a room that may send to it, the oldest first.
+        """Return the other servers of a room, the oldest first.
 
         None of a room that this server is not in, or does not know enough of.
         """
@@ -128,12 +127,16 @@ class Pulling:
         servers: Sequence[str] = await self._state.get_current_hosts_in_room_ordered(room_id)
         if self._hs.hostname not in servers:
             return []
+        return [server for server in servers if not self._hs.is_mine_server_name(server)]
+
+    async def may_send(self, server_name: str, room_id: str) -> bool:
+        """Whether the room's ACL allows a server to send to it."""
+        try:
+            host, _ = parse_and_validate_server_name(server_name)
+        except ValueError:
+            return False
         acl = await self._state.get_server_acl_for_room(room_id)
-        return [
-            server
-            for server in servers
-            if not self._hs.is_mine_server_name(server) and _may_send(acl, server)
-        ]
+        return acl is None or bool(acl.server_matches_acl_event(host))
 
     async def is_backing_off(self, server_name: str) -> bool:
         """Whether Synapse backs off from a server: any answer to us would end that."""
@@ -157,7 +160,7 @@ class Pulling:
         if server_name not in self._without_extremities:
             path = f"{EXTREMITIES_PREFIX}/extremities/{room}"
             try:
-                answer = await self._ask(server_name, path, {}, _ShortAnswer())
+                answer = await self._ask(server_name, path, {}, _ShortAnswer)
                 return event_ids_in(answer.get("prev_events"))
             except PullFailed as error:
                 if error.status not in _UNKNOWN_QUESTION:
@@ -166,7 +169,7 @@ class Pulling:
         path = f"{_FEDERATION_PREFIX}/timestamp_to_event/{room}"
         args = {"ts": str(self._clock.now_ts() + _CLOCKS_DIFFER_MS), "dir": "b"}
         try:
-            answer = await self._ask(server_name, path, args, _ShortAnswer())
+            answer = await self._ask(server_name, path, args, _ShortAnswer)
         except PullFailed as error:
             if error.status not in _UNKNOWN_QUESTION:
                 raise
@@ -193,7 +196,7 @@ class Pulling:
         self, server_name: str, room_id: str, path: str, event_ids: Collection[str], limit: int
     ) -> list[FoundEvent]:
         args = {"v": list(event_ids), "limit": str(limit)}
-        answer = await self._ask(server_name, path, args, _Page())
+        answer = await self._ask(server_name, path, args, _Page)
         pdus = answer.get("pdus")
         version = await self._store.get_room_version(room_id)
         listed = pdus[:limit] if isinstance(pdus, list) else []
@@ -239,6 +242,19 @@ class Pulling:
         return Receipt.ACCEPTED
 
     async def _ask(
+        self, server_name: str, path: str, args: Mapping[str, Any], parser: type[JsonParser]
+    ) -> Mapping[str, object]:
+        started_ms = self._clock.monotonic_ms()
+        try:
+            return await self._ask_once(server_name, path, args, parser())
+        except PullFailed as error:
+            failed_at_once = self._clock.monotonic_ms() - started_ms < _AT_ONCE_MS
+            if error.status or error.is_too_large or not failed_at_once:
+                raise
+        # It may have been a connection that the server had closed.
+        return await self._ask_once(server_name, path, args, parser())
+
+    async def _ask_once(
         self, server_name: str, path: str, args: Mapping[str, Any], parser: JsonParser
     ) -> Mapping[str, object]:
         outcome = "failed"
@@ -271,14 +287,6 @@ class Pulling:
 
     def _count(self, request: str, outcome: str) -> None:
         self._metrics.count(REQUESTS_TO_SERVERS, request=request, outcome=outcome)
-
-
-def _may_send(acl: Any, server_name: str) -> bool:
-    try:
-        host, _ = parse_and_validate_server_name(server_name)
-    except ValueError:
-        return False
-    return acl is None or bool(acl.server_matches_acl_event(host))
 
 
 def _found(pdu: object, room_id: str, version: Any) -> FoundEvent | None:

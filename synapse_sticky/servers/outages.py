@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""After an outage: which rooms to ask about, when, and which servers. No Synapse, no clock."""
+"""After an outage: which rooms to ask about, when, and which servers. No Synapse, no clock.
+
+Times in ms are those of any clock that never jumps.
+"""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
@@ -16,7 +19,7 @@ _REST_MS: Final = 600_000
 
 @attr.s(slots=True, auto_attribs=True)
 class _Room:
-    due_ts: int
+    due_ms: int
     tries: int = 0
 
 
@@ -30,56 +33,56 @@ class Outages:
     def __init__(self, max_rooms: int) -> None:
         self._max_rooms = max_rooms
         self._rooms: dict[str, _Room] = {}
-        self._rest_until: dict[str, int] = {}
-        self._avoid_until: dict[str, int] = {}
+        self._rests_until_ms: dict[str, int] = {}
+        self._avoided_until_ms: dict[str, int] = {}
 
-    def add(self, room_ids: Iterable[str], due_ts: int) -> None:
+    def add(self, room_ids: Iterable[str], due_ms: int) -> None:
         """Let these rooms be asked about, the most important first."""
         for room_id in room_ids:
             if len(self._rooms) >= self._max_rooms:
                 return
-            rest_until = self._rest_until.get(room_id, due_ts)
-            self._rooms.setdefault(room_id, _Room(max(due_ts, rest_until)))
+            rests_until_ms = self._rests_until_ms.get(room_id, due_ms)
+            self._rooms.setdefault(room_id, _Room(max(due_ms, rests_until_ms)))
 
-    def hurry(self, due_ts: int) -> None:
+    def hurry(self, due_ms: int) -> None:
         """Let the rooms that no server has answered for be tried earlier: a server is back."""
         for room in self._rooms.values():
             if room.tries:
-                room.due_ts = min(room.due_ts, due_ts)
+                room.due_ms = min(room.due_ms, due_ms)
 
-    def due(self, now_ts: int) -> str | None:
+    def due(self, now_ms: int) -> str | None:
         """Return the room to ask about now, if there is any."""
-        due = (room_id for room_id, room in self._rooms.items() if room.due_ts <= now_ts)
-        return min(due, key=lambda room_id: self._rooms[room_id].due_ts, default=None)
+        due = (room_id for room_id, room in self._rooms.items() if room.due_ms <= now_ms)
+        return min(due, key=lambda room_id: self._rooms[room_id].due_ms, default=None)
 
     @property
-    def next_ts(self) -> int | None:
+    def next_ms(self) -> int | None:
         """When the next room is due, None if there is none."""
-        return min((room.due_ts for room in self._rooms.values()), default=None)
+        return min((room.due_ms for room in self._rooms.values()), default=None)
 
-    def ended(self, room_id: str, was_answered: bool, now_ts: int) -> None:
+    def ended(self, room_id: str, was_answered: bool, now_ms: int) -> None:
         """Take note of the end of a try."""
         room = self._rooms[room_id]
         if not was_answered and room.tries < len(_RETRY_AFTER_MS):
-            room.due_ts = now_ts + _RETRY_AFTER_MS[room.tries]
+            room.due_ms = now_ms + _RETRY_AFTER_MS[room.tries]
             room.tries += 1
             return
         del self._rooms[room_id]
-        _drop_past(self._rest_until, now_ts)
-        self._rest_until[room_id] = now_ts + _REST_MS
+        _drop_past(self._rests_until_ms, now_ms)
+        self._rests_until_ms[room_id] = now_ms + _REST_MS
 
-    def avoid(self, server_name: str, now_ts: int) -> None:
+    def avoid(self, server_name: str, now_ms: int) -> None:
         """Take note of a server that has failed."""
-        _drop_past(self._avoid_until, now_ts)
-        self._avoid_until[server_name] = now_ts + _AVOID_MS
+        _drop_past(self._avoided_until_ms, now_ms)
+        self._avoided_until_ms[server_name] = now_ms + _AVOID_MS
 
-    def avoids(self, server_name: str, now_ts: int) -> bool:
+    def avoids(self, server_name: str, now_ms: int) -> bool:
         """Whether a server has failed a moment ago."""
-        return self._avoid_until.get(server_name, 0) > now_ts
+        return self._avoided_until_ms.get(server_name, 0) > now_ms
 
 
-def _drop_past(times: dict[str, int], now_ts: int) -> None:
-    for name in [name for name, until_ts in times.items() if until_ts <= now_ts]:
+def _drop_past(times: dict[str, int], now_ms: int) -> None:
+    for name in [name for name, until_ts in times.items() if until_ts <= now_ms]:
         del times[name]
 
 

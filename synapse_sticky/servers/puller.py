@@ -58,12 +58,13 @@ class Puller:
         self._reader = reader
         self._settings = settings
         self._pulling = pulling
-        self._now_ts = clock.now_ts
         self._outages = Outages(config.max_rooms)
         # When the last sticky event of a server in a room expires, by room and server.
         self._live_until: dict[tuple[str, str], int] = {}
         self._back: set[str] = set()
         self._is_pulling = False
+        # When the next pull is to begin, None if nothing waits.
+        self._wakes_ms: int | None = None
 
     def start(self) -> None:
         """Take this start for the end of an outage."""
@@ -84,29 +85,35 @@ class Puller:
     async def _run_safely(self, work: Callable[[], Awaitable[None]]) -> None:
         with shielded("Cannot fetch the events that were missed in an outage"):
             await work()
-        next_ts = self._outages.next_ts
-        if next_ts is None:
+        next_ms = self._outages.next_ms
+        if next_ms is None:
             self._live_until = {}
-        elif not self._is_pulling:
-            wait_ms = max(0, next_ts - self._now_ts())
-            self._clock.call_later(wait_ms, lambda: self._run(self._pull))
+        elif not self._is_pulling and (self._wakes_ms is None or next_ms < self._wakes_ms):
+            self._wakes_ms = next_ms
+            wait_ms = max(0, next_ms - self._clock.monotonic_ms())
+            self._clock.call_later(wait_ms, lambda: self._on_time(next_ms))
+
+    def _on_time(self, wakes_ms: int) -> None:
+        if wakes_ms == self._wakes_ms:
+            self._wakes_ms = None
+            self._run(self._pull)
 
     async def _after_start(self) -> None:
         # At once: the rows of events that have expired meanwhile are deleted soon.
         self._live_until = await self._read()
         rooms = rooms_by_importance(self._config.rooms, self._live_until)
-        self._outages.add(rooms, self._now_ts() + _START_AFTER_MS)
+        self._outages.add(rooms, self._clock.monotonic_ms() + _START_AFTER_MS)
 
     async def _after_return(self) -> None:
         back, self._back = self._back, set()
-        now_ts = self._now_ts()
-        self._outages.hurry(now_ts)
+        now_ts, now_ms = self._clock.now_ts(), self._clock.monotonic_ms()
+        self._outages.hurry(now_ms)
         if not self._reader.index.rooms:
             return
         read = await self._read()
         self._live_until.update(read)
         live = {key: ts for key, ts in read.items() if key[1] in back and ts > now_ts}
-        self._outages.add(rooms_by_importance((), live), now_ts)
+        self._outages.add(rooms_by_importance((), live), now_ms)
 
     async def _read(self) -> dict[tuple[str, str], int]:
         live_until: dict[tuple[str, str], int] = {}
@@ -121,12 +128,12 @@ class Puller:
         self._is_pulling = True
         counts: Counter[Receipt] = Counter()
         try:
-            while (room_id := self._outages.due(self._now_ts())) is not None:
+            while (room_id := self._outages.due(self._clock.monotonic_ms())) is not None:
                 was_answered = False
                 try:
                     was_answered = await self._pull_room(room_id, counts)
                 finally:
-                    self._outages.ended(room_id, was_answered, self._now_ts())
+                    self._outages.ended(room_id, was_answered, self._clock.monotonic_ms())
         finally:
             self._is_pulling = False
             if counts[Receipt.ACCEPTED]:
@@ -147,20 +154,22 @@ class Puller:
         for server_name in servers[: wanted * _CONSIDERED]:
             if max(answered, failed) == wanted:
                 break
-            if not await self._may_ask(server_name):
+            if not await self._may_ask(server_name, room_id):
                 continue
             try:
                 counts += await self._pull_from(server_name, room_id)
                 answered += 1
             except PullFailed:
-                self._outages.avoid(server_name, self._now_ts())
+                self._outages.avoid(server_name, self._clock.monotonic_ms())
                 failed += 1
         return bool(answered) or not servers
 
-    async def _may_ask(self, server_name: str) -> bool:
-        if self._outages.avoids(server_name, self._now_ts()):
+    async def _may_ask(self, server_name: str, room_id: str) -> bool:
+        if self._outages.avoids(server_name, self._clock.monotonic_ms()):
             return False
         if self._settings.block_of_server(server_name) is not None:
+            return False
+        if not await self._pulling.may_send(server_name, room_id):
             return False
         if await self._pulling.is_backing_off(server_name):
             self._pulling.count_backing_off()
@@ -173,25 +182,24 @@ class Puller:
         Raises:
             PullFailed: if it does not answer, or too slowly.
         """
-        now_ts = self._now_ts()
-        until_ts = now_ts + _TIME_MS
+        until_ms = self._clock.monotonic_ms() + _TIME_MS
         newest = await self._pulling.newest(server_name, room_id)
-        walk = Walk(newest, now_ts - stickiness.MAX_DURATION_MS)
+        walk = Walk(newest, self._clock.now_ts() - stickiness.MAX_DURATION_MS)
         walk.know(await self._pulling.known_among(walk.to_look_up()))
         while wanted := walk.wanted():
-            await self._pause(until_ts)
+            await self._pause(until_ms)
             walk.take(await self._pulling.page(server_name, room_id, wanted))
             walk.know(await self._pulling.known_among(walk.to_look_up()))
         while (event := walk.next()) is not None:
             walk.took(event, await self._pulling.receive(server_name, event))
-            self._check_time(until_ts)
-        await self._pause(until_ts)
+            self._check_time(until_ms)
+        await self._pause(until_ms)
         return walk.counts
 
-    async def _pause(self, until_ts: int) -> None:
+    async def _pause(self, until_ms: int) -> None:
         await self._clock.sleep(_PAUSE_MS)
-        self._check_time(until_ts)
+        self._check_time(until_ms)
 
-    def _check_time(self, until_ts: int) -> None:
-        if self._now_ts() > until_ts:
+    def _check_time(self, until_ms: int) -> None:
+        if self._clock.monotonic_ms() > until_ms:
             raise PullFailed("it takes long")

@@ -8,12 +8,12 @@ from synapse_sticky.servers.outages import Outages, rooms_by_importance, servers
 MINUTE_MS = 60_000
 
 
-def ask_all(outages: Outages, now_ts: int, was_answered: bool = True) -> list[str]:
+def ask_all(outages: Outages, now_ms: int, was_answered: bool = True) -> list[str]:
     """The rooms that are due, in order, each asked about."""
     asked = []
-    while (room_id := outages.due(now_ts)) is not None:
+    while (room_id := outages.due(now_ms)) is not None:
         asked.append(room_id)
-        outages.ended(room_id, was_answered, now_ts)
+        outages.ended(room_id, was_answered, now_ms)
     return asked
 
 
@@ -21,11 +21,11 @@ def test_each_room_once_in_order() -> None:
     outages = Outages(10)
     outages.add(["!a", "!b"], 100)
     outages.add(["!b", "!c"], 200)
-    assert outages.next_ts == 100
+    assert outages.next_ms == 100
     assert ask_all(outages, 99) == []
     assert ask_all(outages, 100) == ["!a", "!b"]
     assert ask_all(outages, 1_000) == ["!c"]
-    assert outages.next_ts is None
+    assert outages.next_ms is None
 
 
 # P3
@@ -41,9 +41,9 @@ def test_a_room_that_nobody_answers_for() -> None:
     outages = Outages(10)
     outages.add(["!a"], 0)
     tried = []
-    while (now_ts := outages.next_ts) is not None:
-        assert ask_all(outages, now_ts, was_answered=False) == ["!a"]
-        tried.append(now_ts)
+    while (now_ms := outages.next_ms) is not None:
+        assert ask_all(outages, now_ms, was_answered=False) == ["!a"]
+        tried.append(now_ms)
     assert tried == [0, MINUTE_MS, 6 * MINUTE_MS, 21 * MINUTE_MS]
 
 
@@ -54,7 +54,7 @@ def test_a_server_that_is_back_hurries_what_waits_for_one() -> None:
     outages.add(["!b"], 30_000)
     outages.hurry(10_000)
     assert ask_all(outages, 10_000) == ["!a"]
-    assert outages.next_ts == 30_000
+    assert outages.next_ms == 30_000
 
 
 # P3
@@ -62,10 +62,10 @@ def test_servers_that_come_and_go_all_the_time() -> None:
     """A room is asked about every ten minutes at most."""
     outages = Outages(10)
     asked = 0
-    for now_ts in range(0, 60 * MINUTE_MS, 1_000):
-        outages.add(["!a"], now_ts)
-        outages.hurry(now_ts)
-        asked += len(ask_all(outages, now_ts))
+    for now_ms in range(0, 60 * MINUTE_MS, 1_000):
+        outages.add(["!a"], now_ms)
+        outages.hurry(now_ms)
+        asked += len(ask_all(outages, now_ms))
     assert asked == 6
 
 
@@ -90,19 +90,19 @@ def test_a_server_that_has_failed_is_left_alone_for_a_moment() -> None:
 )
 def test_it_comes_to_an_end(steps: list[tuple[str, set[int], int]], answers: list[bool]) -> None:
     """Whatever happens: each room is asked about, at most four times for one outage."""
-    outages, now_ts, asked, added = Outages(5), 0, 0, 0
+    outages, now_ms, asked, added = Outages(5), 0, 0, 0
     for kind, rooms, passed_ms in steps:
-        now_ts += passed_ms
+        now_ms += passed_ms
         if kind == "add":
-            outages.add([f"!{n}" for n in sorted(rooms)], now_ts)
+            outages.add([f"!{n}" for n in sorted(rooms)], now_ms)
             added += len(rooms)
         elif kind == "hurry":
-            outages.hurry(now_ts)
-    while (next_ts := outages.next_ts) is not None:
-        now_ts = max(now_ts, next_ts)
-        room_id = outages.due(now_ts)
+            outages.hurry(now_ms)
+    while (next_ms := outages.next_ms) is not None:
+        now_ms = max(now_ms, next_ms)
+        room_id = outages.due(now_ms)
         assert room_id is not None
-        outages.ended(room_id, answers[asked % len(answers)], now_ts)
+        outages.ended(room_id, answers[asked % len(answers)], now_ms)
         asked += 1
         assert asked <= 4 * min(added, 5)
     assert bool(asked) == bool(added)
