@@ -244,7 +244,7 @@ class StickyEventsModule:
             pull = config.pull_after_outage
             if pull is not None:
                 pulling = Pulling(hs, clock, metrics)
-                puller = Puller(api, clock, pull, store, reader, self._settings, pulling)
+                puller = Puller(api, clock, pull, store, reader, self._settings, tables, pulling)
                 on_server_back(hs, puller.on_server_back)
                 puller.start()
         if bounds.is_writer:

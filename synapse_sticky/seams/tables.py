@@ -34,6 +34,8 @@ _COLUMNS: Final[Mapping[str, str]] = {
     "destination_rooms": "destination, room_id",
     "destinations": "destination, last_successful_stream_ordering",
     "redactions": "event_id, redacts",
+    "event_backward_extremities": "event_id, room_id",
+    "event_edges": "event_id, prev_event_id",
     "event_json": "event_id, json, internal_metadata",
     "events": (
         "event_id, room_id, sender, stream_ordering, instance_name, received_ts, "
@@ -181,6 +183,21 @@ class SynapseTables:
         if not joins:
             return []
         return await self._api.run_db_interaction("sticky_find_server_joins", find_server_joins_txn)
+
+    async def find_gaps(self, room_id: str, since_ts: int) -> list[str]:
+        """Return the missing predecessors of events of a room that were received since then."""
+
+        def find_gaps_txn(txn: LoggingTransaction) -> list[str]:
+            txn.execute(
+                "SELECT DISTINCT b.event_id FROM event_backward_extremities AS b "
+                "INNER JOIN event_edges AS g ON g.prev_event_id = b.event_id "
+                "INNER JOIN events AS e ON e.event_id = g.event_id "
+                "WHERE b.room_id = ? AND e.received_ts >= ? AND NOT e.outlier",
+                (room_id, since_ts),
+            )
+            return [event_id for (event_id,) in txn]
+
+        return await self._api.run_db_interaction("sticky_find_gaps", find_gaps_txn)
 
     async def find_recent_candidates(self, now_ts: int) -> list[Candidate]:
         """Return all events in the database that are sticky now, in stream order."""

@@ -20,6 +20,7 @@ from synapse_sticky.deliverable.reader import IndexReader
 from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.failures import shielded
 from synapse_sticky.seams.pulling import PullFailed, Pulling
+from synapse_sticky.seams.tables import SynapseTables
 from synapse_sticky.servers.outages import Outages, rooms_by_importance, servers_to_ask
 from synapse_sticky.servers.walk import Receipt, Walk
 from synapse_sticky.storage.store import StickyStore
@@ -34,6 +35,9 @@ _GATHER_MS: Final = 5_000
 _PAUSE_MS: Final = 200
 # For one server in one room; a request that has begun by then may take longer.
 _TIME_MS: Final = 60_000
+# How long ago the end of an outage may be when a room is asked about. Not longer: the history
+# from before a join is missing too.
+_GAPS_MS: Final = 300_000
 # Of a room's servers that are many times as many as are to answer, the others are not looked at.
 _CONSIDERED: Final = 10
 
@@ -49,6 +53,7 @@ class Puller:
         store: StickyStore,
         reader: IndexReader,
         settings: Settings,
+        tables: SynapseTables,
         pulling: Pulling,
     ) -> None:
         self._api = api
@@ -57,6 +62,7 @@ class Puller:
         self._store = store
         self._reader = reader
         self._settings = settings
+        self._tables = tables
         self._pulling = pulling
         self._outages = Outages(config.max_rooms)
         # When the last sticky event of a server in a room expires, by room and server.
@@ -184,7 +190,10 @@ class Puller:
         """
         until_ms = self._clock.monotonic_ms() + _TIME_MS
         newest = await self._pulling.newest(server_name, room_id)
-        walk = Walk(newest, self._clock.now_ts() - stickiness.MAX_DURATION_MS)
+        now_ts = self._clock.now_ts()
+        # A server may have sent its newest event by now, and not those before it.
+        gaps = await self._tables.find_gaps(room_id, now_ts - _GAPS_MS)
+        walk = Walk([*newest, *gaps], now_ts - stickiness.MAX_DURATION_MS)
         walk.know(await self._pulling.known_among(walk.to_look_up()))
         while wanted := walk.wanted():
             await self._pause(until_ms)
