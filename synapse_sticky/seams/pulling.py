@@ -57,8 +57,8 @@ _RECEIVE_TIMEOUT_S: Final = 30
 _CLOCKS_DIFFER_MS: Final = 60_000
 # If a page is too large: that many of the largest events fit.
 _FEW_EVENTS: Final = 10
-# What a server answers that does not know the question.
-_UNKNOWN_QUESTION: Final = frozenset({400, 404, 405, 501})
+# What a server answers that does not know the question, or has nothing to tell us.
+_UNKNOWN_QUESTION: Final = frozenset({400, 403, 404, 405, 501})
 _FEDERATION_PREFIX: Final = "/_matrix/federation/v1"
 
 _pulling: ContextVar[bool] = ContextVar("synapse_sticky_pulling", default=False)
@@ -107,7 +107,7 @@ class Pulling:
         require(FederationEventHandler, "on_receive_pdu", "origin", "pdu")
         require(self._state, "get_current_hosts_in_room_ordered", "room_id")
         require(self._state, "get_server_acl_for_room", "room_id")
-        for name in ("get_room_version", "is_partial_state_room"):
+        for name in ("get_room_version", "is_partial_state_room", "get_local_users_in_room"):
             require(self._store, name, "room_id")
         require(self._store, "have_events_in_timeline", "event_ids")
         require(self._store, "get_destination_retry_timings", "destination")
@@ -151,30 +151,30 @@ class Pulling:
     async def newest(self, server_name: str, room_id: str) -> list[str]:
         """Return the IDs of the newest events that a server has in a room.
 
-        Its forward extremities (MSC4370), or if it does not tell these the newest event.
+        Its forward extremities (MSC4370). If it does not tell these, the events that it would
+        refer to if one of our users left, and if there are none the newest by its time.
 
         Raises:
             PullFailed: if it does not answer.
         """
-        room = quote(room_id, safe="")
         if server_name not in self._without_extremities:
-            path = f"{EXTREMITIES_PREFIX}/extremities/{room}"
-            try:
-                answer = await self._ask(server_name, path, {}, _ShortAnswer)
+            path = f"{EXTREMITIES_PREFIX}/extremities/{_quoted(room_id)}"
+            answer = await self._ask_if_known("extremities", server_name, path, {})
+            if answer is not None:
                 return event_ids_in(answer.get("prev_events"))
-            except PullFailed as error:
-                if error.status not in _UNKNOWN_QUESTION:
-                    raise
             self._without_extremities.add(server_name)
-        path = f"{_FEDERATION_PREFIX}/timestamp_to_event/{room}"
+        for user_id in sorted(await self._store.get_local_users_in_room(room_id))[:1]:
+            # That makes nobody leave: it asks how the event would have to look.
+            path = f"{_FEDERATION_PREFIX}/make_leave/{_quoted(room_id)}/{_quoted(user_id)}"
+            answer = await self._ask_if_known("make_leave", server_name, path, {})
+            event = answer.get("event") if answer is not None else None
+            newest = event_ids_in(event.get("prev_events")) if isinstance(event, dict) else []
+            if newest:
+                return newest
+        path = f"{_FEDERATION_PREFIX}/timestamp_to_event/{_quoted(room_id)}"
         args = {"ts": str(self._clock.now_ts() + _CLOCKS_DIFFER_MS), "dir": "b"}
-        try:
-            answer = await self._ask(server_name, path, args, _ShortAnswer)
-        except PullFailed as error:
-            if error.status not in _UNKNOWN_QUESTION:
-                raise
-            return []
-        return event_ids_in([answer.get("event_id")])
+        answer = await self._ask_if_known("timestamp_to_event", server_name, path, args)
+        return event_ids_in([answer.get("event_id")]) if answer is not None else []
 
     async def page(
         self, server_name: str, room_id: str, event_ids: Collection[str]
@@ -184,19 +184,19 @@ class Pulling:
         Raises:
             PullFailed: if it does not answer.
         """
-        path = f"{_FEDERATION_PREFIX}/backfill/{quote(room_id, safe='')}"
         try:
-            return await self._page(server_name, room_id, path, event_ids, PAGE_EVENTS)
+            return await self._page(server_name, room_id, event_ids, PAGE_EVENTS)
         except PullFailed as error:
             if not error.is_too_large:
                 raise
-        return await self._page(server_name, room_id, path, event_ids, _FEW_EVENTS)
+        return await self._page(server_name, room_id, event_ids, _FEW_EVENTS)
 
     async def _page(
-        self, server_name: str, room_id: str, path: str, event_ids: Collection[str], limit: int
+        self, server_name: str, room_id: str, event_ids: Collection[str], limit: int
     ) -> list[FoundEvent]:
+        path = f"{_FEDERATION_PREFIX}/backfill/{_quoted(room_id)}"
         args = {"v": list(event_ids), "limit": str(limit)}
-        answer = await self._ask(server_name, path, args, _Page)
+        answer = await self._ask("backfill", server_name, path, args, _Page)
         pdus = answer.get("pdus")
         version = await self._store.get_room_version(room_id)
         listed = pdus[:limit] if isinstance(pdus, list) else []
@@ -241,21 +241,37 @@ class Pulling:
             return Receipt.REFUSED
         return Receipt.ACCEPTED
 
+    async def _ask_if_known(
+        self, request: str, server_name: str, path: str, args: Mapping[str, Any]
+    ) -> Mapping[str, object] | None:
+        """Ask a server; None if it does not know the question, or finds nothing."""
+        try:
+            return await self._ask(request, server_name, path, args, _ShortAnswer)
+        except PullFailed as error:
+            if error.status not in _UNKNOWN_QUESTION:
+                raise
+        return None
+
     async def _ask(
-        self, server_name: str, path: str, args: Mapping[str, Any], parser: type[JsonParser]
+        self,
+        request: str,
+        server_name: str,
+        path: str,
+        args: Mapping[str, Any],
+        parser: type[JsonParser],
     ) -> Mapping[str, object]:
         started_ms = self._clock.monotonic_ms()
         try:
-            return await self._ask_once(server_name, path, args, parser())
+            return await self._ask_once(request, server_name, path, args, parser())
         except PullFailed as error:
             failed_at_once = self._clock.monotonic_ms() - started_ms < _AT_ONCE_MS
             if error.status or error.is_too_large or not failed_at_once:
                 raise
         # It may have been a connection that the server had closed.
-        return await self._ask_once(server_name, path, args, parser())
+        return await self._ask_once(request, server_name, path, args, parser())
 
     async def _ask_once(
-        self, server_name: str, path: str, args: Mapping[str, Any], parser: JsonParser
+        self, request: str, server_name: str, path: str, args: Mapping[str, Any], parser: JsonParser
     ) -> Mapping[str, object]:
         outcome = "failed"
         pulling = _pulling.set(True)
@@ -279,7 +295,7 @@ class Pulling:
             raise PullFailed(type(cause).__name__, status, is_too_large) from error
         finally:
             _pulling.reset(pulling)
-            self._count(path.split("/")[-2], outcome)
+            self._count(request, outcome)
 
     def count_backing_off(self) -> None:
         """Count a question that was not asked, since Synapse backs off from the server."""
@@ -287,6 +303,10 @@ class Pulling:
 
     def _count(self, request: str, outcome: str) -> None:
         self._metrics.count(REQUESTS_TO_SERVERS, request=request, outcome=outcome)
+
+
+def _quoted(part: str) -> str:
+    return quote(part, safe="")
 
 
 def _found(pdu: object, room_id: str, version: Any) -> FoundEvent | None:
