@@ -44,11 +44,13 @@ class Outages:
             rests_until_ms = self._rests_until_ms.get(room_id, due_ms)
             self._rooms.setdefault(room_id, _Room(max(due_ms, rests_until_ms)))
 
-    def hurry(self, due_ms: int) -> None:
-        """Let the rooms that no server has answered for be tried earlier: a server is back."""
+    def on_back(self, server_names: Iterable[str], now_ms: int) -> None:
+        """Servers are back: try again now the rooms for which none has answered."""
+        for server_name in server_names:
+            self._avoided_until_ms.pop(server_name, None)
         for room in self._rooms.values():
             if room.tries:
-                room.due_ms = min(room.due_ms, due_ms)
+                room.due_ms = min(room.due_ms, now_ms)
 
     def due(self, now_ms: int) -> str | None:
         """Return the room to ask about now, if there is any."""

@@ -113,7 +113,7 @@ class Puller:
     async def _after_return(self) -> None:
         back, self._back = self._back, set()
         now_ts, now_ms = self._clock.now_ts(), self._clock.monotonic_ms()
-        self._outages.hurry(now_ms)
+        self._outages.on_back(back, now_ms)
         if not self._reader.index.rooms:
             return
         read = await self._read()

@@ -47,12 +47,12 @@ def test_a_room_that_nobody_answers_for() -> None:
     assert tried == [0, MINUTE_MS, 6 * MINUTE_MS, 21 * MINUTE_MS]
 
 
-def test_a_server_that_is_back_hurries_what_waits_for_one() -> None:
+def test_a_server_that_is_back_is_asked_for_the_rooms_that_wait() -> None:
     outages = Outages(10)
     outages.add(["!a"], 0)
     ask_all(outages, 0, was_answered=False)
     outages.add(["!b"], 30_000)
-    outages.hurry(10_000)
+    outages.on_back([], 10_000)
     assert ask_all(outages, 10_000) == ["!a"]
     assert outages.next_ms == 30_000
 
@@ -64,7 +64,7 @@ def test_servers_that_come_and_go_all_the_time() -> None:
     asked = 0
     for now_ms in range(0, 60 * MINUTE_MS, 1_000):
         outages.add(["!a"], now_ms)
-        outages.hurry(now_ms)
+        outages.on_back([], now_ms)
         asked += len(ask_all(outages, now_ms))
     assert asked == 6
 
@@ -74,6 +74,9 @@ def test_a_server_that_has_failed_is_left_alone_for_a_moment() -> None:
     outages.avoid("a", 0)
     assert outages.avoids("a", 1_000)
     assert not outages.avoids("b", 1_000)
+    outages.avoid("c", 0)
+    outages.on_back(["c"], 1_000)
+    assert not outages.avoids("c", 1_000)
     assert not outages.avoids("a", MINUTE_MS)
 
 
@@ -82,7 +85,7 @@ def test_a_server_that_has_failed_is_left_alone_for_a_moment() -> None:
     st.lists(
         st.one_of(
             st.tuples(st.just("add"), st.sets(st.integers(0, 20)), st.integers(0, 100_000)),
-            st.tuples(st.just("hurry"), st.just(set[int]()), st.integers(0, 100_000)),
+            st.tuples(st.just("back"), st.just(set[int]()), st.integers(0, 100_000)),
             st.tuples(st.just("ask"), st.just(set[int]()), st.integers(0, 3_000_000)),
         )
     ),
@@ -96,8 +99,8 @@ def test_it_comes_to_an_end(steps: list[tuple[str, set[int], int]], answers: lis
         if kind == "add":
             outages.add([f"!{n}" for n in sorted(rooms)], now_ms)
             added += len(rooms)
-        elif kind == "hurry":
-            outages.hurry(now_ms)
+        elif kind == "back":
+            outages.on_back([], now_ms)
     while (next_ms := outages.next_ms) is not None:
         now_ms = max(now_ms, next_ms)
         room_id = outages.due(now_ms)
