@@ -89,7 +89,14 @@ def sticky_after(alice: Client, room: str, missed: list[str], since: str | None)
 
 # P3
 @pytest.mark.deployments("sqlite", "workers")
-@pytest.mark.parametrize("who_tells", ["the sender", "one with MSC4370", "one without"])
+@pytest.mark.parametrize(
+    "who_tells",
+    [
+        pytest.param("the sender", marks=pytest.mark.repeats("workers")),
+        "one with MSC4370",
+        pytest.param("one without", marks=pytest.mark.repeats("workers")),
+    ],
+)
 def test_nobody_sends_again(
     homeserver: Homeserver,
     alice: Client,
