@@ -605,11 +605,8 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> JsonDict:
 
 
 def generous(module_config: Mapping[str, Any]) -> JsonDict:
-    """The configuration of the module, without a limit on what users send unless it has one.
-
-    Nor does it ask other servers after an outage, unless it says so: what arrives is what was sent.
-    """
-    return {"local_rate_limit": None, "pull_after_outage": None, **module_config}
+    """The configuration of the module, without a limit on what users send unless it has one."""
+    return {"local_rate_limit": None, **module_config}
 
 
 def _for_tests() -> JsonDict:

@@ -164,7 +164,7 @@ def deployment(
         directory=tmp_path_factory.mktemp(request.param),
         federation=True,
         proxied=True,
-        module_config={"federation_grace_period": GRACE_PERIOD, "pull_after_outage": {}},
+        module_config={"federation_grace_period": GRACE_PERIOD},
         **_server_arguments(request, request.param),
     )
     try:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import secrets
 import time
@@ -26,6 +27,7 @@ from tests.support import (
     follow_until_seen,
     is_recorded,
     is_stored,
+    section_ids,
     send_sticky,
     sticky,
     switch,
@@ -178,6 +180,49 @@ def test_only_the_newest_is_sent_again(
     start_again(homeserver)
     for event in missed:
         eventually(lambda e=event: is_recorded(homeserver, e.event_id), 60)  # type: ignore[misc]
+
+
+# P3, C10
+@pytest.mark.deployments("sqlite")
+def test_events_that_are_pushed_meanwhile(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """Nothing is asked while Synapse reads them: they come in order, and need not be fetched."""
+    room = create_room(alice)
+    carol = remote.join(homeserver, room, "carol")
+
+    def create() -> Event:
+        return remote.create_event(room, "m.room.message", {"body": "x"}, carol, **sticky())
+
+    before = create()
+    remote.send(before)
+    eventually(lambda: is_recorded(homeserver, before.event_id))
+    asked_at: dict[str, float] = {}
+
+    def missing() -> Iterator[bytes]:
+        time.sleep(6)
+        asked_at["the end"] = time.monotonic()
+        yield json.dumps({"events": [event.pdu for event in missed[:-1]]}).encode()
+
+    def answer(path: str) -> RawAnswer | None:
+        for name in QUESTIONS:
+            if f"/{name}/" in path:
+                asked_at.setdefault(name, time.monotonic())
+        return (200, missing()) if "/get_missing_events/" in path else None
+
+    missed = []
+    for _ in range(4):
+        missed.append(create())
+        remote.remember(missed[-1])
+    start_again(homeserver)
+    remote.answer_instead = answer
+    remote.send(missed[-1])
+    eventually(lambda: "extremities" in asked_at, 30, "the question")
+    assert asked_at["the end"] < min(asked_at.get(name, math.inf) for name in QUESTIONS)
+    for event in missed:
+        eventually(lambda e=event: is_recorded(homeserver, e.event_id))  # type: ignore[misc]
+    assert section_ids(alice, room) == [before.event_id, *(event.event_id for event in missed)]
+    assert "backfill" not in asked_at
 
 
 # P3

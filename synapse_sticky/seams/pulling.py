@@ -12,12 +12,9 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from synapse.api.errors import (
-    FederationDeniedError,
-    FederationError,
     HttpResponseException,
     NotFoundError,
     RequestSendFailed,
-    SynapseError,
     UnsupportedRoomVersionError,
 )
 from synapse.events import EventBase
@@ -105,9 +102,16 @@ class Pulling:
         require(FederationBase, "_check_sigs_and_hash", "room_version", "pdu")
         require(federation_base, "event_from_pdu_json", "pdu_json", "room_version")
         require(FederationEventHandler, "on_receive_pdu", "origin", "pdu")
-        require(self._state, "get_current_hosts_in_room_ordered", "room_id")
+        spam_checker = hs.get_module_api_callbacks().spam_checker
+        require(spam_checker, "should_drop_federated_event", "event")
         require(self._state, "get_server_acl_for_room", "room_id")
-        for name in ("get_room_version", "is_partial_state_room", "get_local_users_in_room"):
+        for name in (
+            "get_room_version",
+            "is_partial_state_room",
+            "get_current_hosts_in_room_ordered",
+            "get_local_users_in_room",
+            "get_next_staged_event_id_for_room",
+        ):
             require(self._store, name, "room_id")
         require(self._store, "have_events_in_timeline", "event_ids")
         require(self._store, "get_destination_retry_timings", "destination")
@@ -116,18 +120,25 @@ class Pulling:
     async def servers_in_room(self, room_id: str) -> Sequence[str]:
         """Return the other servers of a room, the oldest first.
 
-        None of a room that this server is not in, or does not know enough of.
+        None of a room that this server is not in.
         """
         try:
             await self._store.get_room_version(room_id)
         except (NotFoundError, UnsupportedRoomVersionError):
             return []
-        if await self._store.is_partial_state_room(room_id):
-            return []
-        servers: Sequence[str] = await self._state.get_current_hosts_in_room_ordered(room_id)
+        servers: Sequence[str] = await self._store.get_current_hosts_in_room_ordered(room_id)
         if self._hs.hostname not in servers:
             return []
         return [server for server in servers if not self._hs.is_mine_server_name(server)]
+
+    async def is_joining(self, room_id: str) -> bool:
+        """Whether a faster join to a room is under way: Synapse does not know who is in it yet."""
+        is_joining: bool = await self._store.is_partial_state_room(room_id)
+        return is_joining
+
+    async def is_pushed_to(self, room_id: str) -> bool:
+        """Whether Synapse is reading events that servers have pushed to a room."""
+        return await self._store.get_next_staged_event_id_for_room(room_id) is not None
 
     async def may_send(self, server_name: str, room_id: str) -> bool:
         """Whether the room's ACL allows a server to send to it."""
@@ -225,18 +236,19 @@ class Pulling:
             raise PullFailed("an event takes long") from error
 
     async def _receive(self, server_name: str, event: EventBase) -> Receipt:
-        version = await self._store.get_room_version(event.room_id)
-        checks = self._hs.get_federation_client()
+        callbacks = self._hs.get_module_api_callbacks().spam_checker
         try:
+            version = await self._store.get_room_version(event.room_id)
+            checks = self._hs.get_federation_client()
             event = await checks._check_sigs_and_hash(version, event)
+            if await callbacks.should_drop_federated_event(event):
+                return Receipt.REFUSED
+            await self._hs.get_federation_event_handler().on_receive_pdu(server_name, event)
         except InvalidEventSignatureError:
             return Receipt.UNVERIFIED
-        try:
-            await self._hs.get_federation_event_handler().on_receive_pdu(server_name, event)
-        except FederationError:
-            return Receipt.REFUSED
         except Exception as error:
-            # Synapse wraps into a plain one whatever goes wrong while it asks the server.
+            # Synapse wraps into a plain one whatever goes wrong while it asks the server. And
+            # the room may have been purged meanwhile, or the event be nested too deeply.
             logger.info("Cannot take an event from %s: %s", server_name, type(error).__name__)
             return Receipt.REFUSED
         return Receipt.ACCEPTED
@@ -287,7 +299,8 @@ class Pulling:
             )
             outcome = "ok"
             return answer
-        except (HttpResponseException, RequestSendFailed, FederationDeniedError) as error:
+        except Exception as error:
+            # Synapse wraps most of what can go wrong, but not if the answer is nested too deeply.
             cause = error.inner_exception if isinstance(error, RequestSendFailed) else error
             status = cause.code if isinstance(cause, HttpResponseException) else 0
             outcome = "error" if status else "failed"
@@ -320,7 +333,8 @@ def _found(pdu: object, room_id: str, version: Any) -> FoundEvent | None:
         if prev_event_ids is None or not event_ids_in([event.event_id]) or type(ts) is not int:
             return None
         return FoundEvent(event.event_id, server_name, prev_event_ids, event.depth, ts, event)
-    except (SynapseError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+    except Exception:
+        # Synapse expects that the parts of an event are what they should be.
         return None
 
 

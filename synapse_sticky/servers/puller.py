@@ -35,6 +35,10 @@ _GATHER_MS: Final = 5_000
 _PAUSE_MS: Final = 200
 # For one server in one room; a request that has begun by then may take longer.
 _TIME_MS: Final = 60_000
+# How long to wait for events that servers push to a room, and how often to look. Those come in an
+# order of their own, and what comes that way need not be fetched.
+_PATIENCE_MS: Final = 20_000
+_LOOK_MS: Final = 500
 # How long ago the end of an outage may be when a room is asked about. Not longer: the history
 # from before a join is missing too.
 _GAPS_MS: Final = 300_000
@@ -153,8 +157,11 @@ class Puller:
         """Ask the servers of a room; whether any has answered, or there is none to ask."""
         if not (await self._settings.of_room(room_id)).enabled:
             return True
+        if await self._pulling.is_joining(room_id):
+            return False
         in_room = await self._pulling.servers_in_room(room_id)
         servers = servers_to_ask(room_id, in_room, self._live_until)
+        patient_until_ms = self._clock.monotonic_ms() + _PATIENCE_MS
         wanted = self._config.servers_per_room
         answered = failed = 0
         for server_name in servers[: wanted * _CONSIDERED]:
@@ -163,7 +170,7 @@ class Puller:
             if not await self._may_ask(server_name, room_id):
                 continue
             try:
-                counts += await self._pull_from(server_name, room_id)
+                counts += await self._pull_from(server_name, room_id, patient_until_ms)
                 answered += 1
             except PullFailed:
                 self._outages.avoid(server_name, self._clock.monotonic_ms())
@@ -182,12 +189,18 @@ class Puller:
             return False
         return True
 
-    async def _pull_from(self, server_name: str, room_id: str) -> Counter[Receipt]:
+    async def _pull_from(
+        self, server_name: str, room_id: str, patient_until_ms: int
+    ) -> Counter[Receipt]:
         """Fetch from a server the events of a room that are not known here.
+
+        Args:
+            patient_until_ms: how long to wait for events that servers push to the room.
 
         Raises:
             PullFailed: if it does not answer, or too slowly.
         """
+        await self._let_servers_push(room_id, patient_until_ms)
         until_ms = self._clock.monotonic_ms() + _TIME_MS
         newest = await self._pulling.newest(server_name, room_id)
         now_ts = self._clock.now_ts()
@@ -200,10 +213,20 @@ class Puller:
             walk.take(await self._pulling.page(server_name, room_id, wanted))
             walk.know(await self._pulling.known_among(walk.to_look_up()))
         while (event := walk.next()) is not None:
-            walk.took(event, await self._pulling.receive(server_name, event))
+            await self._let_servers_push(room_id, patient_until_ms)
+            if await self._pulling.known_among([event.event_id]):
+                walk.know([event.event_id])
+            else:
+                walk.took(event, await self._pulling.receive(server_name, event))
             self._check_time(until_ms)
         await self._pause(until_ms)
         return walk.counts
+
+    async def _let_servers_push(self, room_id: str, patient_until_ms: int) -> None:
+        while self._clock.monotonic_ms() < patient_until_ms:
+            if not await self._pulling.is_pushed_to(room_id):
+                return
+            await self._clock.sleep(_LOOK_MS)
 
     async def _pause(self, until_ms: int) -> None:
         await self._clock.sleep(_PAUSE_MS)

@@ -138,7 +138,7 @@ class Walk:
             self._order = sorted(events, key=lambda e: (e.depth, e.event_id), reverse=True)
         while self._order and len(self._unverified) < _MAX_UNVERIFIED:
             event = self._order.pop()
-            if event.server_name in self._unverified:
+            if event.event_id in self._known or event.server_name in self._unverified:
                 continue
             if not self._known.issuperset(event.prev_event_ids):
                 if not self._gaps_left:

@@ -189,6 +189,21 @@ def test_nothing_is_asked_if_the_newest_is_known() -> None:
     assert (other.requests, handed) == (0, [])
 
 
+def test_events_that_come_by_themselves_meanwhile() -> None:
+    """They are not handed on any more, and count as predecessors."""
+    walk = Walk(["$9"], OLDEST_TS)
+    walk.know({"$known"}.intersection(walk.to_look_up()))
+    walk.take(Other(chain(10)).page(walk.wanted()))
+    walk.know({"$known"}.intersection(walk.to_look_up()))
+    handed = []
+    while (event := walk.next()) is not None:
+        handed.append(event.event_id)
+        walk.took(event, Receipt.ACCEPTED)
+        walk.know({"$4", "$5"})
+    assert handed == ["$0", "$1", "$2", "$3", "$6", "$7", "$8", "$9"]
+    assert walk.counts == {Receipt.ACCEPTED: 8}
+
+
 def test_no_event_follows_one_that_was_refused() -> None:
     """But for two: they may have another way to get there."""
     other = Other(chain(10))
