@@ -61,7 +61,7 @@ from synapse_sticky.seams.federation import Federation
 from synapse_sticky.seams.instances import name_of_indexer
 from synapse_sticky.seams.metrics import Metrics
 from synapse_sticky.seams.own import take_the_place_of_synapses_own
-from synapse_sticky.seams.pulling import Pulling
+from synapse_sticky.seams.pulling import Pulling, has_federation
 from synapse_sticky.seams.rates import Limiter, Rates
 from synapse_sticky.seams.room_state import RoomState
 from synapse_sticky.seams.rooms import Rooms
@@ -242,7 +242,7 @@ class StickyEventsModule:
             overrides.subscribe(indexer.on_decisions)
             indexer.start(config)
             pull = config.pull_after_outage
-            if pull is not None:
+            if pull is not None and has_federation(hs):
                 pulling = Pulling(hs, clock, metrics)
                 puller = Puller(api, clock, pull, store, reader, self._settings, tables, pulling)
                 on_server_back(hs, puller.on_server_back)

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import secrets
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +21,7 @@ from harness.homeserver import BACKGROUND_WORKER, Homeserver
 from harness.proxy import Fault
 from harness.remote import RawAnswer, RemoteServer
 from harness.wait import eventually
-from tests.federation import create_room, join_via, stored, wait_until_stored
+from tests.federation import create_room, join_via, purge_room, stored, wait_until_stored
 from tests.support import (
     NO_TIMELINE,
     MakeHomeserver,
@@ -115,6 +116,8 @@ def test_nobody_sends_again(
     third = {"one with MSC4370": mixed_peer, "one without": stock_peer}.get(who_tells)
     if third is not None:
         join_via(third.register(), room, homeserver)
+        joining = "SELECT 1 FROM partial_state_rooms WHERE room_id = ?"
+        eventually(lambda: not third.query(joining, room), 30, "the end of the join")
     # From here on nothing reaches us that we did not ask for.
     homeserver.proxy.set_fault(Fault.CLOSE)
     missed = send_sticky(bob, room, 30)
@@ -297,6 +300,14 @@ def page(pdus: Iterable[JsonDict]) -> list[bytes]:
     return [json.dumps({"origin": "x", "origin_server_ts": 1, "pdus": list(pdus)}).encode()]
 
 
+def nested(answer: bytes) -> bytes:
+    """The same with the contents of events nested, each time more deeply."""
+    first, *others = answer.split(b'"' + SECRET.encode() * 100 + b'"')
+    levels = range(100, 100 * (len(others) + 1), 100)
+    pieces = zip((b'{"a":' * n + b"1" + b"}" * n for n in levels), others, strict=True)
+    return first + b"".join(depth + other for depth, other in pieces)
+
+
 def for_ever(piece: bytes, pause_s: float = 0) -> Iterator[bytes]:
     yield b'{"prev_events": [], "pdus": ['
     while True:
@@ -313,7 +324,7 @@ def hostile(
     def own(count: int) -> Iterator[JsonDict]:
         """Events that are its own, after events that nobody has."""
         for _ in range(count):
-            content = {"body": "x" * 1_000}
+            content = {"body": SECRET * 100}
             prev = made_up(20)
             yield remote.create_event(
                 room, "m.room.message", content, mallory, prev_events=prev, depth=10_000, **sticky()
@@ -356,16 +367,27 @@ def hostile(
             "extremities": lambda: extremities(made_up(1)),
             "backfill": lambda: page([{"type": 1, "room_id": room}, {}]),
         },
+        "a deep answer": {"extremities": lambda: [b'{"prev_events": ', b"[" * 50_000]},
+        "deep events": {
+            "extremities": lambda: extremities(made_up(1)),
+            "backfill": lambda: [nested(piece) for piece in page(own(10))],
+        },
+        "a list": {"extremities": lambda: [b"[]"]},
+        "a redirect": {"extremities": lambda: extremities(made_up(1))},
     }
+    statuses = {"an error without end": 404, "a redirect": 302}
 
     def answer(path: str) -> RawAnswer | None:
         for name, pieces in answers[kind].items():
             if f"/{name}/" in path:
-                return (404 if kind == "an error without end" else 200), pieces()
+                return statuses.get(kind, 200), pieces()
         return None
 
     return answer
 
+
+# In the contents of events, which no log is to have.
+SECRET = "secret-xyz"
 
 QUESTIONS = ("extremities", "make_leave", "timestamp_to_event", "backfill")
 
@@ -379,6 +401,10 @@ HOSTILE = (
     "no end",
     "an error without end",
     "nonsense",
+    "a deep answer",
+    "deep events",
+    "a list",
+    "a redirect",
 )
 
 
@@ -418,12 +444,131 @@ def test_answers_that_are_hostile(make_homeserver: MakeHomeserver) -> None:
         after = events_by_room(homeserver)
         asked = {k: len(remote.requests) - counts[k] for k, remote in remotes.items()}
         log = homeserver.log()
+        query = "SELECT destination FROM destinations WHERE retry_interval > 0"
+        left_alone = {name for (name,) in homeserver.query(query)}
     after[rooms["honest"]] -= 1
     assert after == before
     assert max(asked.values()) < 30, asked
     assert spent[0] < 20, spent
     assert spent[1] < 120, spent
     assert " ERROR " not in log
+    assert SECRET not in log
+    # Of events with a gap before them Synapse asks for more, and of their senders for the keys.
+    names = {name: kind for kind, remote in remotes.items() for name in [remote.server_name]}
+    assert {names.get(name) for name in left_alone} <= {"events of its own", None}
+    assert len(left_alone) <= 4
+
+
+# P3
+@pytest.mark.deployments("sqlite")
+def test_rooms_that_change_while_a_server_answers(make_homeserver: MakeHomeserver) -> None:
+    """They are left, purged, switched off, and closed to the server: nothing is reported.
+
+    Another one, whose faster join is under way, holds nobody up.
+    """
+    homeserver = make_homeserver("sqlite", federation=True)
+    homeserver.start()
+    alice = homeserver.register(admin=True)
+    acl: JsonDict = {"allow": ["*"], "allow_ip_literals": False}
+    changes: dict[str, Callable[[str], object]] = {
+        "left": alice.leave,
+        "purged": lambda room: purge_room(homeserver, alice, room),
+        "switched off": lambda room: switch(alice, room, {"enabled": False}),
+        "closed": lambda room: alice.send_state(room, "m.room.server_acl", acl),
+        "as before": lambda room: None,
+    }
+    with ExitStack() as stack:
+        rooms, missed = {}, {}
+        asked, changed = ({name: threading.Event() for name in changes} for _ in range(2))
+        for number, name in enumerate(changes):
+            remote = stack.enter_context(RemoteServer())
+            room = rooms[name] = create_room(alice)
+            carol = remote.join(homeserver, room, "carol")
+            # The room whose events live longest is first.
+            event = remote.send_event(room, carol, **sticky(3_600_000 - 100_000 * number))
+            eventually(lambda e=event: is_recorded(homeserver, e.event_id))  # type: ignore[misc]
+            missed[name] = remote.create_event(room, "m.room.message", {}, carol, **sticky())
+            remote.remember(missed[name])
+
+            def pieces(name: str = name) -> Iterator[bytes]:
+                asked[name].set()
+                changed[name].wait(10)
+                yield from page([missed[name].pdu])
+
+            def answer(path: str, pieces: Any = pieces) -> RawAnswer | None:
+                return (200, pieces()) if "/backfill/" in path else None
+
+            remote.answer_instead = answer
+        joining = stack.enter_context(RemoteServer())
+        joined = joining.create_room("carol")
+        joining.omits_members = True
+        joining.tells_state.clear()
+        stack.callback(joining.tells_state.set)
+        alice.join(joined, via=[joining.server_name])
+        event = joining.send_event(joined, joining.user_id("carol"), **sticky())
+        eventually(lambda: is_recorded(homeserver, event.event_id))
+        homeserver.restart()
+        for name, change in changes.items():
+            assert asked[name].wait(30), name
+            change(rooms[name])
+            changed[name].set()
+        last = missed["as before"].event_id
+        eventually(lambda: is_recorded(homeserver, last), 30, "the last room")
+        log = homeserver.log()
+        assert homeserver.query("SELECT 1 FROM partial_state_rooms WHERE room_id = ?", joined)
+    assert not [path for _, path in joining.requests if "/extremities/" in path]
+    assert {name for name, event in missed.items() if is_stored(homeserver, event)} == {
+        "switched off",
+        "closed",
+        "as before",
+    }
+    assert section_ids(alice, rooms["switched off"]) == []
+    assert " ERROR " not in log
+
+
+# P3
+@pytest.mark.parametrize("federation", [False, True])
+def test_a_server_alone(make_homeserver: MakeHomeserver, federation: bool) -> None:
+    """Without federation nothing runs at all; with it, rooms without others cost no request."""
+    homeserver = make_homeserver(
+        "sqlite", federation=federation, extra_config={"enable_metrics": True}
+    )
+    homeserver.start()
+    alice = homeserver.register()
+    room = alice.create_room()
+    sent = send_sticky(alice, room)
+    eventually(lambda: section_ids(alice, room) == sent, 30, "the event")
+    homeserver.restart()
+    # Longer than it takes until the first question, if there is any.
+    time.sleep(5)
+    metrics = homeserver.metrics()
+    assert ('synapse_background_process_start_count_total{name="sticky_pull"' in metrics) is (
+        federation
+    )
+    assert requests_to_servers(metrics) == []
+
+
+def requests_to_servers(metrics: str) -> list[str]:
+    """The questions that were counted."""
+    name = "synapse_sticky_requests_to_servers_total"
+    lines = [line for line in metrics.splitlines() if line.startswith(name)]
+    assert lines
+    return [line for line in lines if not line.endswith(" 0.0")]
+
+
+# P3
+@pytest.mark.deployments("sqlite")
+def test_killed_in_the_middle(homeserver: Homeserver, alice: Client, sender: Homeserver) -> None:
+    """The next start asks again, and goes on where the last one ended."""
+    room, bob, since = room_with(homeserver, alice, sender)
+    homeserver.proxy.set_fault(Fault.CLOSE)
+    missed = send_sticky(bob, room, 60)
+    start_again(homeserver)
+    eventually(lambda: stored(homeserver, room) & set(missed), 30, "the first", interval_s=0.01)
+    had = len(stored(homeserver, room) & set(missed))
+    start_again(homeserver)
+    assert had < len(missed), "killed too late"
+    assert sticky_after(alice, room, missed, since) == missed
 
 
 def events_by_room(homeserver: Homeserver) -> dict[str, int]:

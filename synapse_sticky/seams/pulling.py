@@ -75,6 +75,10 @@ class PullFailed(Exception):
         self.is_too_large = is_too_large
 
 
+class HasNothingToTell(PullFailed):
+    """A server answers, and names no event: its own join to the room may be under way."""
+
+
 class _ShortAnswer(JsonParser):
     MAX_RESPONSE_SIZE = 64 * 1024
 
@@ -82,6 +86,12 @@ class _ShortAnswer(JsonParser):
 class _Page(JsonParser):
     # Of small objects it may need twenty times as much once it is parsed.
     MAX_RESPONSE_SIZE = 1024 * 1024
+
+
+def has_federation(hs: HomeServer) -> bool:
+    """Whether the configuration allows any other server."""
+    allowed = hs.config.federation.federation_domain_whitelist
+    return allowed is None or any(not hs.is_mine_server_name(name) for name in allowed)
 
 
 class Pulling:
@@ -141,10 +151,13 @@ class Pulling:
         return await self._store.get_next_staged_event_id_for_room(room_id) is not None
 
     async def may_send(self, server_name: str, room_id: str) -> bool:
-        """Whether the room's ACL allows a server to send to it."""
+        """Whether our configuration and the room's ACL allow a server to send to it."""
         try:
             host, _ = parse_and_validate_server_name(server_name)
         except ValueError:
+            return False
+        federation = self._hs.config.federation
+        if not federation.is_domain_allowed_according_to_federation_whitelist(server_name):
             return False
         acl = await self._state.get_server_acl_for_room(room_id)
         return acl is None or bool(acl.server_matches_acl_event(host))
@@ -166,8 +179,15 @@ class Pulling:
         refer to if one of our users left, and if there are none the newest by its time.
 
         Raises:
+            HasNothingToTell: if it names none.
             PullFailed: if it does not answer.
         """
+        newest = await self._newest(server_name, room_id)
+        if not newest:
+            raise HasNothingToTell("it names no event")
+        return newest
+
+    async def _newest(self, server_name: str, room_id: str) -> list[str]:
         if server_name not in self._without_extremities:
             path = f"{EXTREMITIES_PREFIX}/extremities/{_quoted(room_id)}"
             answer = await self._ask_if_known("extremities", server_name, path, {})
@@ -209,7 +229,11 @@ class Pulling:
         args = {"v": list(event_ids), "limit": str(limit)}
         answer = await self._ask("backfill", server_name, path, args, _Page)
         pdus = answer.get("pdus")
-        version = await self._store.get_room_version(room_id)
+        try:
+            version = await self._store.get_room_version(room_id)
+        except NotFoundError:
+            # The room was purged meanwhile.
+            return []
         listed = pdus[:limit] if isinstance(pdus, list) else []
         found = (_found(pdu, room_id, version) for pdu in listed)
         return [event for event in found if event is not None]

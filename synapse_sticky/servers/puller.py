@@ -8,7 +8,7 @@ nothing at all if it has gone itself. So in rooms that had sticky events we ask 
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, TypeVar
 
 from synapse.module_api import ModuleApi
 from synapse.types import get_domain_from_id
@@ -19,13 +19,15 @@ from synapse_sticky.control.settings import Settings
 from synapse_sticky.deliverable.reader import IndexReader
 from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.failures import shielded
-from synapse_sticky.seams.pulling import PullFailed, Pulling
+from synapse_sticky.seams.pulling import HasNothingToTell, PullFailed, Pulling
 from synapse_sticky.seams.tables import SynapseTables
 from synapse_sticky.servers.outages import Outages, rooms_by_importance, servers_to_ask
 from synapse_sticky.servers.walk import Receipt, Walk
 from synapse_sticky.storage.store import StickyStore
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # After a start Synapse has other things to do, and servers may send by themselves.
 _START_AFTER_MS: Final = 3_000
@@ -35,8 +37,12 @@ _GATHER_MS: Final = 5_000
 _PAUSE_MS: Final = 200
 # For one server in one room; a request that has begun by then may take longer.
 _TIME_MS: Final = 60_000
-# How long to wait for events that servers push to a room, and how often to look. Those come in an
-# order of their own, and what comes that way need not be fetched.
+# A server that lets us wait longer in one room is left alone for a while, for others to be asked.
+# What takes less than a second is not waiting.
+_SLOW_MS: Final = 5_000
+_WAITING_MS: Final = 1_000
+# How long, after the first question, to wait for events that servers push, and how often to look.
+# Those come in an order of their own, and need not be fetched.
 _PATIENCE_MS: Final = 20_000
 _LOOK_MS: Final = 500
 # How long ago the end of an outage may be when a room is asked about. Not longer: the history
@@ -73,6 +79,9 @@ class Puller:
         self._live_until: dict[tuple[str, str], int] = {}
         self._back: set[str] = set()
         self._is_pulling = False
+        self._patient_until_ms = 0
+        # How long a server has let us wait in one room, for answers to us and to Synapse.
+        self._waited_ms = 0
         # When the next pull is to begin, None if nothing waits.
         self._wakes_ms: int | None = None
 
@@ -136,6 +145,7 @@ class Puller:
         if self._is_pulling:
             return
         self._is_pulling = True
+        self._patient_until_ms = self._clock.monotonic_ms() + _PATIENCE_MS
         counts: Counter[Receipt] = Counter()
         try:
             while (room_id := self._outages.due(self._clock.monotonic_ms())) is not None:
@@ -161,7 +171,6 @@ class Puller:
             return False
         in_room = await self._pulling.servers_in_room(room_id)
         servers = servers_to_ask(room_id, in_room, self._live_until)
-        patient_until_ms = self._clock.monotonic_ms() + _PATIENCE_MS
         wanted = self._config.servers_per_room
         answered = failed = 0
         for server_name in servers[: wanted * _CONSIDERED]:
@@ -170,11 +179,15 @@ class Puller:
             if not await self._may_ask(server_name, room_id):
                 continue
             try:
-                counts += await self._pull_from(server_name, room_id, patient_until_ms)
+                counts += await self._pull_from(server_name, room_id)
                 answered += 1
+            except HasNothingToTell:
+                failed += 1
             except PullFailed:
                 self._outages.avoid(server_name, self._clock.monotonic_ms())
                 failed += 1
+            if self._waited_ms > _SLOW_MS:
+                self._outages.avoid(server_name, self._clock.monotonic_ms())
         return bool(answered) or not servers
 
     async def _may_ask(self, server_name: str, room_id: str) -> bool:
@@ -189,20 +202,16 @@ class Puller:
             return False
         return True
 
-    async def _pull_from(
-        self, server_name: str, room_id: str, patient_until_ms: int
-    ) -> Counter[Receipt]:
+    async def _pull_from(self, server_name: str, room_id: str) -> Counter[Receipt]:
         """Fetch from a server the events of a room that are not known here.
-
-        Args:
-            patient_until_ms: how long to wait for events that servers push to the room.
 
         Raises:
             PullFailed: if it does not answer, or too slowly.
         """
-        await self._let_servers_push(room_id, patient_until_ms)
+        await self._let_servers_push(room_id)
+        self._waited_ms = 0
         until_ms = self._clock.monotonic_ms() + _TIME_MS
-        newest = await self._pulling.newest(server_name, room_id)
+        newest = await self._timed(self._pulling.newest(server_name, room_id))
         now_ts = self._clock.now_ts()
         # A server may have sent its newest event by now, and not those before it.
         gaps = await self._tables.find_gaps(room_id, now_ts - _GAPS_MS)
@@ -210,20 +219,31 @@ class Puller:
         walk.know(await self._pulling.known_among(walk.to_look_up()))
         while wanted := walk.wanted():
             await self._pause(until_ms)
-            walk.take(await self._pulling.page(server_name, room_id, wanted))
+            page = self._pulling.page(server_name, room_id, wanted)
+            walk.take(await self._timed(page))
             walk.know(await self._pulling.known_among(walk.to_look_up()))
         while (event := walk.next()) is not None:
-            await self._let_servers_push(room_id, patient_until_ms)
+            await self._let_servers_push(room_id)
             if await self._pulling.known_among([event.event_id]):
                 walk.know([event.event_id])
             else:
-                walk.took(event, await self._pulling.receive(server_name, event))
+                received = self._pulling.receive(server_name, event)
+                walk.took(event, await self._timed(received))
             self._check_time(until_ms)
         await self._pause(until_ms)
         return walk.counts
 
-    async def _let_servers_push(self, room_id: str, patient_until_ms: int) -> None:
-        while self._clock.monotonic_ms() < patient_until_ms:
+    async def _timed(self, work: Awaitable[T]) -> T:
+        began_ms = self._clock.monotonic_ms()
+        try:
+            return await work
+        finally:
+            took_ms = self._clock.monotonic_ms() - began_ms
+            if took_ms > _WAITING_MS:
+                self._waited_ms += took_ms
+
+    async def _let_servers_push(self, room_id: str) -> None:
+        while self._clock.monotonic_ms() < self._patient_until_ms:
             if not await self._pulling.is_pushed_to(room_id):
                 return
             await self._clock.sleep(_LOOK_MS)
