@@ -460,6 +460,38 @@ def test_answers_that_are_hostile(make_homeserver: MakeHomeserver) -> None:
 
 
 # P3
+def test_a_slow_server(make_homeserver: MakeHomeserver) -> None:
+    """It is in many rooms, and answers after six seconds: the others' rooms come in between."""
+    homeserver = make_homeserver("sqlite", federation=True)
+    homeserver.start()
+    alice = homeserver.register()
+    with RemoteServer() as slow, RemoteServer() as honest:
+        asked = []
+
+        def answer(path: str) -> RawAnswer | None:
+            if "/extremities/" not in path:
+                return None
+            asked.append(path)
+            time.sleep(6)
+            return 200, extremities([known])
+
+        for number in range(4):
+            room = create_room(alice)
+            remote = honest if number == 3 else slow
+            carol = remote.join(homeserver, room, "carol")
+            # The room whose events live longest is first.
+            event = remote.send_event(room, carol, **sticky(3_600_000 - 100_000 * number))
+            eventually(lambda e=event: is_recorded(homeserver, e.event_id))  # type: ignore[misc]
+            known = event.event_id
+        missed = honest.create_event(room, "m.room.message", {}, carol, **sticky())
+        honest.remember(missed)
+        slow.answer_instead = answer
+        homeserver.restart()
+        eventually(lambda: is_recorded(homeserver, missed.event_id), 40, "the other room")
+        assert len(asked) == 1
+
+
+# P3
 @pytest.mark.deployments("sqlite")
 def test_rooms_that_change_while_a_server_answers(make_homeserver: MakeHomeserver) -> None:
     """They are left, purged, switched off, and closed to the server: nothing is reported.
