@@ -8,6 +8,7 @@ first: so each finds its predecessors.
 """
 
 import enum
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -21,8 +22,10 @@ PAGE_EVENTS: Final = 50
 MAX_EVENTS: Final = 500
 """How many events of a room are taken from one server in one outage."""
 
-# Events to ask for in one request: they are part of its URL.
+# Events to ask for in one request, and the length of their IDs together: they are part of its URL,
+# which Synapse logs.
 _MAX_WANTED: Final = 50
+_MAX_WANTED_CHARS: Final = 4_000
 _MAX_PAGES: Final = 20
 # As Synapse has it.
 _MAX_PREV_EVENTS: Final = 20
@@ -118,7 +121,13 @@ class Walk:
         recent = (e for e in self._found.values() if e.origin_server_ts > self._oldest_ts)
         named = [*self._newest, *(name for event in recent for name in event.prev_event_ids)]
         had = self._known | self._found.keys()
-        return [name for name in dict.fromkeys(named) if name not in had][:_MAX_WANTED]
+        wanted = [name for name in dict.fromkeys(named) if name not in had][:_MAX_WANTED]
+        lengths = itertools.accumulate(map(len, wanted))
+        return [
+            name
+            for name, length in zip(wanted, lengths, strict=True)
+            if length <= _MAX_WANTED_CHARS
+        ]
 
     def take(self, page: Iterable[FoundEvent]) -> None:
         """Take the events of a page, as far as there is room for them."""

@@ -165,6 +165,14 @@ def test_made_up_names() -> None:
 
 
 # P3
+def test_long_names() -> None:
+    """They are asked for in a URL, which has to stay short."""
+    walk = Walk([f"${n:0>254}" for n in range(50)], OLDEST_TS)
+    walk.to_look_up()
+    assert len(walk.wanted()) == 15
+
+
+# P3
 def test_a_long_absence() -> None:
     """Only as far as anything can be sticky; the first event of the rest has a gap before it."""
     history = [*chain(300, ts=OLDEST_TS - 1)]
