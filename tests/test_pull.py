@@ -26,8 +26,10 @@ from tests.support import (
     NO_TIMELINE,
     MakeHomeserver,
     follow_until_seen,
+    ids,
     is_recorded,
     is_stored,
+    joined_room,
     section_ids,
     send_sticky,
     sticky,
@@ -127,6 +129,76 @@ def test_nobody_sends_again(
     assert not set(missed) & stored(homeserver, room)
     start_again(homeserver)
     assert sticky_after(alice, room, missed, since) == missed
+
+
+# P3
+@pytest.mark.deployments("sqlite")
+def test_a_room_that_was_joined_a_moment_ago(
+    homeserver: Homeserver, alice: Client, sender: Homeserver
+) -> None:
+    """The missed events come, and nothing from before the join: no message, no state, no count."""
+    bob, dave = sender.register(), sender.register()
+    room = create_room(bob)
+    dave.join(room)
+    bob.send_state(room, "m.room.topic", {"topic": "the first"})
+    for _ in range(5):
+        bob.send(room)
+    bob.kick(room, dave.user_id)
+    bob.send_state(room, "m.room.topic", {"topic": "the last"})
+    send_sticky(bob, room, 5)
+    alice.join(room, via=[sender.server_name])
+    sent = send_sticky(bob, room)
+    follow_until_seen(alice, room, sent)
+    joining = "SELECT 1 FROM partial_state_rooms WHERE room_id = ?"
+    eventually(lambda: not homeserver.query(joining, room), 30, "the end of the join")
+    before, count = unread(alice, room)
+    homeserver.proxy.set_fault(Fault.CLOSE)
+    missed = send_sticky(bob, room, 3)
+    start_again(homeserver)
+    eventually(lambda: is_recorded(homeserver, missed[-1]), 60, "the missed events")
+    # The pull of this room has ended with the last of them.
+    answer = joined_room(alice.sync(since=before), room)
+    assert ids(answer["timeline"]["events"]) == missed
+    assert answer["state"]["events"] == []
+    assert unread(alice, room)[1] == count + len(missed)
+
+
+def unread(client: Client, room: str) -> tuple[str, int]:
+    """How many messages of a room a user has not read, and the position in the stream."""
+    answer = client.sync()
+    counts = joined_room(answer, room)["unread_notifications"]
+    return answer["next_batch"], counts["notification_count"]
+
+
+# P3
+@pytest.mark.deployments("sqlite")
+def test_history_that_a_user_has_scrolled_back_to(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """What is missing before it is no gap of an outage."""
+    room = remote.create_room("carol")
+    carol = remote.user_id("carol")
+    old = []
+    for number in range(20):
+        old.append(remote.create_event(room, "m.room.message", {"body": f"{number}"}, carol))
+        remote.remember(old[-1])
+    alice.join(room, via=[remote.server_name])
+    event = remote.send_event(room, carol, **sticky())
+    eventually(lambda: is_recorded(homeserver, event.event_id))
+    remote.answer_backfill = lambda room_id, event_ids, limit: [e.pdu for e in old[:15:-1]]
+    joined = joined_room(alice.sync(), room)
+    alice.messages(room, limit=10, **{"from": joined["timeline"]["prev_batch"]})
+    eventually(lambda: is_stored(homeserver, old[-1]), 30, "the page")
+    assert not is_stored(homeserver, old[10])
+    remote.answer_backfill = remote.backfill
+    since = alice.sync()["next_batch"]
+    missed = remote.create_event(room, "m.room.message", {"body": "missed"}, carol, **sticky())
+    remote.remember(missed)
+    start_again(homeserver)
+    eventually(lambda: is_recorded(homeserver, missed.event_id), 60, "the missed event")
+    answer = joined_room(alice.sync(since=since), room)
+    assert ids(answer["timeline"]["events"]) == [missed.event_id]
+    assert not is_stored(homeserver, old[10])
 
 
 # P3

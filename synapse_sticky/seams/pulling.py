@@ -238,43 +238,31 @@ class Pulling:
         found = (_found(pdu, room_id, version) for pdu in listed)
         return [event for event in found if event is not None]
 
-    async def receive(self, server_name: str, found: FoundEvent) -> Receipt:
+    async def receive(self, server_name: str, event: FoundEvent) -> Receipt:
         """Hand an event to Synapse as if the server had pushed it.
+
+        It joins the events that are pushed to its room, which Synapse takes one after the other.
 
         Raises:
             PullFailed: if that takes long. It goes on by itself then.
         """
-        received: Any = self._hs.run_as_background_process(
-            "sticky_pull_event", self._receive, server_name, found.pdu
-        )
+        until_ms = self._clock.monotonic_ms() + _RECEIVE_TIMEOUT_MS
         try:
-            receipt: Receipt = await make_deferred_yieldable(
-                timeout_deferred(
-                    deferred=stop_cancellation(received),
-                    timeout=_RECEIVE_TIMEOUT_S,
-                    clock=self._hs.get_clock(),
-                )
-            )
-            return receipt
-        except defer.TimeoutError as error:
-            raise PullFailed("an event takes long") from error
-
-    async def _receive(self, server_name: str, event: EventBase) -> Receipt:
-        callbacks = self._hs.get_module_api_callbacks().spam_checker
-        try:
-            version = await self._store.get_room_version(event.room_id)
-            checks = self._hs.get_federation_client()
-            event = await checks._check_sigs_and_hash(version, event)
-            if await callbacks.should_drop_federated_event(event):
-                return Receipt.REFUSED
-            await self._hs.get_federation_event_handler().on_receive_pdu(server_name, event)
-        except InvalidEventSignatureError:
+            await self._federation_server._handle_received_pdu(server_name, event.pdu)
+        except FederationError:
             return Receipt.UNVERIFIED
         except Exception as error:
-            # Synapse wraps into a plain one whatever goes wrong while it asks the server. And
-            # the room may have been purged meanwhile, or the event be nested too deeply.
+            # The room may have been purged meanwhile, or the event be nested too deeply.
             logger.info("Cannot take an event from %s: %s", server_name, type(error).__name__)
             return Receipt.REFUSED
+        wait_ms = _LOOK_MS
+        while not await self.known_among([event.event_id]):
+            if await self._has_ended(event):
+                return Receipt.REFUSED
+            if self._clock.monotonic_ms() > until_ms:
+                raise PullFailed("an event takes long")
+            await self._clock.sleep(wait_ms)
+            wait_ms = min(wait_ms * 2, _LONGEST_LOOK_MS)
         return Receipt.ACCEPTED
 
     async def _ask_if_known(

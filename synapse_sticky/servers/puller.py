@@ -45,8 +45,7 @@ _WAITING_MS: Final = 1_000
 # Those come in an order of their own, and need not be fetched.
 _PATIENCE_MS: Final = 20_000
 _LOOK_MS: Final = 500
-# How long ago the end of an outage may be when a room is asked about. Not longer: the history
-# from before a join is missing too.
+# How long ago the end of an outage may be when a room is asked about.
 _GAPS_MS: Final = 300_000
 # Of a room's servers that are many times as many as are to answer, the others are not looked at.
 _CONSIDERED: Final = 10
@@ -214,8 +213,10 @@ class Puller:
         newest = await self._timed(self._pulling.newest(server_name, room_id))
         now_ts = self._clock.now_ts()
         # A server may have sent its newest event by now, and not those before it.
-        gaps = await self._tables.find_gaps(room_id, now_ts - _GAPS_MS)
-        walk = Walk([*newest, *gaps], now_ts - stickiness.MAX_DURATION_MS)
+        since_ts = now_ts - _GAPS_MS
+        unknown = await self._tables.find_unknown(room_id, since_ts, get_domain_from_id)
+        oldest_ts = max(unknown.begins_ts, now_ts - stickiness.MAX_DURATION_MS)
+        walk = Walk([*newest, *unknown.gaps], oldest_ts, unknown.history)
         walk.know(await self._pulling.known_among(walk.to_look_up()))
         while wanted := walk.wanted():
             await self._pause(until_ms)

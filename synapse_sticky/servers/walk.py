@@ -3,15 +3,19 @@
 
 Another server names its newest events of a room, and answers with pages of events, each with
 the events before it. Whatever it answers, this asks a bounded number of times, as long as the
-answers bring anything new, and hands on a bounded number of events, each once and the oldest
-first: so each finds its predecessors.
+answers bring anything new, and hands on a bounded number of events, each once and after those
+that it refers to.
+
+A page goes on behind the events that are known here. Those further back are history: they were
+sent before a user of ours joined, say. They are not handed on, or they would come as new.
 """
 
 import enum
+import heapq
 import itertools
 import re
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 import attr
@@ -84,19 +88,24 @@ class Walk:
 
     Args:
         newest: the IDs that the server has named.
-        oldest_ts: events that were sent before then lead no further.
+        oldest_ts: events that were sent before then lead no further, and are not handed on.
+        history: the missing predecessors of known events. Neither they nor those behind them are
+            handed on.
     """
 
-    def __init__(self, newest: Iterable[str], oldest_ts: int) -> None:
+    def __init__(
+        self, newest: Iterable[str], oldest_ts: int, history: Collection[str] = ()
+    ) -> None:
         self._newest = list(newest)[:MAX_EVENTS]
         self._oldest_ts = oldest_ts
+        self._history = frozenset(history)
         self._found: dict[str, FoundEvent] = {}
         self._looked_up: set[str] = set()
         self._known: set[str] = set()
         self._pages_left = _MAX_PAGES
         self._gaps_left = _MAX_GAPS
         self._unverified: set[str] = set()
-        self._order: list[FoundEvent] | None = None
+        self._order: Iterator[FoundEvent] | None = None
         self.counts: Counter[Receipt] = Counter()
 
     def to_look_up(self) -> list[str]:
@@ -118,9 +127,9 @@ class Walk:
         if not self._pages_left or len(self._found) >= MAX_EVENTS:
             return []
         self._pages_left -= 1
-        recent = (e for e in self._found.values() if e.origin_server_ts > self._oldest_ts)
+        recent = (e for e in self._missing().values() if e.origin_server_ts > self._oldest_ts)
         named = [*self._newest, *(name for event in recent for name in event.prev_event_ids)]
-        had = self._known | self._found.keys()
+        had = self._known | self._history | self._found.keys()
         wanted = [name for name in dict.fromkeys(named) if name not in had][:_MAX_WANTED]
         lengths = itertools.accumulate(map(len, wanted))
         return [
@@ -142,11 +151,10 @@ class Walk:
     def next(self) -> FoundEvent | None:
         """Return the next event to hand on, after all pages were taken; None at the end."""
         if self._order is None:
-            # From the newest to the oldest.
-            events = self._found.values()
-            self._order = sorted(events, key=lambda e: (e.depth, e.event_id), reverse=True)
-        while self._order and len(self._unverified) < _MAX_UNVERIFIED:
-            event = self._order.pop()
+            self._order = self._recent(_in_order(self._missing()))
+        for event in self._order:
+            if len(self._unverified) >= _MAX_UNVERIFIED:
+                return None
             if event.event_id in self._known or event.server_name in self._unverified:
                 continue
             if not self._known.issuperset(event.prev_event_ids):
@@ -163,3 +171,50 @@ class Walk:
             self._known.add(event.event_id)
         elif receipt is Receipt.UNVERIFIED:
             self._unverified.add(event.server_name)
+
+    def _missing(self) -> dict[str, FoundEvent]:
+        """Return the found events that lead to the newest, as far back as none is known."""
+        behind = self._reached(self._history, stops=())
+        return self._reached(self._newest, stops=self._history | behind.keys())
+
+    def _reached(self, names: Iterable[str], stops: Collection[str]) -> dict[str, FoundEvent]:
+        reached: dict[str, FoundEvent] = {}
+        pending = list(names)
+        while pending:
+            name = pending.pop()
+            if name in self._found and name not in reached and name not in stops:
+                reached[name] = self._found[name]
+                pending += reached[name].prev_event_ids
+        return reached
+
+    def _recent(self, in_order: Iterable[FoundEvent]) -> Iterator[FoundEvent]:
+        """Leave out the events before the bound. None is older than one that it refers to."""
+        recent: set[str] = set()
+        for event in in_order:
+            if event.origin_server_ts > self._oldest_ts or not recent.isdisjoint(
+                event.prev_event_ids
+            ):
+                recent.add(event.event_id)
+                yield event
+
+
+def _in_order(events: Mapping[str, FoundEvent]) -> Iterator[FoundEvent]:
+    """Return each event after those that it refers to, otherwise by depth, which may be a lie.
+
+    Events that refer to each other in a circle are left out.
+    """
+    following: dict[str, list[FoundEvent]] = defaultdict(list)
+    waits_for: Counter[str] = Counter()
+    for event in events.values():
+        for name in events.keys() & set(event.prev_event_ids):
+            following[name].append(event)
+            waits_for[event.event_id] += 1
+    ready = [(e.depth, e.event_id) for e in events.values() if not waits_for[e.event_id]]
+    heapq.heapify(ready)
+    while ready:
+        _, event_id = heapq.heappop(ready)
+        yield events[event_id]
+        for event in following[event_id]:
+            waits_for[event.event_id] -= 1
+            if not waits_for[event.event_id]:
+                heapq.heappush(ready, (event.depth, event.event_id))

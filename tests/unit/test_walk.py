@@ -1,7 +1,7 @@
 """How far back a walk goes, and which events it hands on, whatever another server answers."""
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from random import Random
 
 import pytest
@@ -58,10 +58,14 @@ class Other:
 
 
 def walk_with(
-    other: Other, newest: list[str], known: set[str], receipts: Mapping[str, Receipt] | None = None
+    other: Other,
+    newest: list[str],
+    known: set[str],
+    receipts: Mapping[str, Receipt] | None = None,
+    history: Collection[str] = (),
 ) -> tuple[Walk, list[FoundEvent]]:
     """The whole walk, and the events that it has handed on, in order."""
-    walk = Walk(newest, OLDEST_TS)
+    walk = Walk(newest, OLDEST_TS, history)
     walk.know(known.intersection(walk.to_look_up()))
     while wanted := walk.wanted():
         walk.take(other.page(wanted))
@@ -172,6 +176,82 @@ def test_long_names() -> None:
     assert len(walk.wanted()) == 15
 
 
+def ancestors(events: Iterable[FoundEvent], of: Iterable[str]) -> set[str]:
+    """The events behind some, which are not among them unless behind another."""
+    by_id = {event.event_id: event for event in events}
+    behind: set[str] = set()
+    pending = [p for name in of if name in by_id for p in by_id[name].prev_event_ids]
+    while pending:
+        name = pending.pop()
+        if name not in behind:
+            behind.add(name)
+            pending += by_id[name].prev_event_ids if name in by_id else ()
+    return behind
+
+
+# P3
+@given(st.integers())
+def test_nothing_behind_a_known_event_is_handed_on(seed: int) -> None:
+    """Whichever events are known: those before a join are not, and a page goes on behind it."""
+    chance = Random(seed)
+    events = history(chance)[: PAGE_EVENTS - 1]
+    known = set(chance.sample(names(events), chance.randint(0, min(5, len(events)))))
+    referenced = {p for event in events for p in event.prev_event_ids}
+    tips = [name for name in names(events) if name not in referenced]
+    events.append(found("$newest", tips, PAGE_EVENTS))
+    before = {p for event in events if event.event_id in known for p in event.prev_event_ids}
+    _, handed = walk_with(Other(events), ["$newest"], known, history=before - known)
+    behind = ancestors(events, known)
+    assert not set(names(handed)) & (known | behind)
+
+
+# P3
+def test_history_from_before_a_join() -> None:
+    """A page reaches far behind the event that is known."""
+    other = Other(chain(100))
+    _, handed = walk_with(other, ["$99"], {"$95", "$96", "$97"})
+    assert names(handed) == ["$98", "$99"]
+    assert other.requests == 1
+
+
+# P3
+@pytest.mark.parametrize(
+    ("newest", "expected"),
+    [(["$98"], ["$fork", "$98"]), (["$97", "$fork"], ["$fork"]), (["$94", "$97"], [])],
+)
+def test_a_fork_that_began_before_a_join(newest: list[str], expected: list[str]) -> None:
+    """It leads to the same history, which is missing here and stays so."""
+    events = [*chain(98), found("$fork", ["$94"], 96), found("$98", ["$97", "$fork"], 99)]
+    _, handed = walk_with(Other(events), newest, {"$95", "$96", "$97"}, history=["$94"])
+    assert names(handed) == expected
+
+
+# P3
+def test_a_gap() -> None:
+    """It is named like a newest event, and is filled down to the events that are known."""
+    known = {f"${n}" for n in (*range(10), 30, 31)}
+    _, handed = walk_with(Other(chain(33)), ["$32", "$29"], known)
+    assert names(handed) == [f"${n}" for n in (*range(10, 30), 32)]
+
+
+# P3
+def test_depths_that_are_wrong() -> None:
+    """The order is that of the events that each refers to."""
+    for depth in (1, 2**53):
+        events = chain(60)
+        events[30] = found("$30", ["$29"], depth)
+        _, handed = walk_with(Other(events), ["$59"], {"$known"})
+        assert names(handed) == names(events)
+
+
+# P3
+def test_a_circle() -> None:
+    """In old room versions the sender makes up the IDs."""
+    circle = [found("$0", ["$1"]), found("$1", ["$0"]), found("$2", ["$1"]), found("$3", ["$3"])]
+    _, handed = walk_with(Other([*circle, found("$4")]), ["$2", "$3", "$4"], {"$known"})
+    assert names(handed) == ["$4"]
+
+
 # P3
 def test_a_long_absence() -> None:
     """Only as far as anything can be sticky; the first event of the rest has a gap before it."""
@@ -179,9 +259,17 @@ def test_a_long_absence() -> None:
     history += [found(f"${n}", [f"${n - 1}"], depth=n + 1) for n in range(300, 330)]
     other = Other(history)
     _, handed = walk_with(other, ["$329"], {"$known"})
-    assert names(handed)[-30:] == [f"${n}" for n in range(300, 330)]
+    assert names(handed) == [f"${n}" for n in range(300, 330)]
     assert other.requests == 1
-    assert len(handed) == PAGE_EVENTS
+
+
+# P3
+def test_times_that_are_wrong() -> None:
+    """An event is at least as new as those that it refers to."""
+    events = chain(60)
+    events[30] = found("$30", ["$29"], 31, ts=0)
+    _, handed = walk_with(Other(events), ["$59"], {"$known"})
+    assert names(handed) == names(events)
 
 
 def test_more_than_is_taken() -> None:
