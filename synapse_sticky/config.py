@@ -165,7 +165,10 @@ def _pull(name: str, value: object) -> PullConfig | None:
     if not isinstance(rooms, list) or not all(map(_is_room_id, rooms)):
         raise _mistake((name, "rooms"), rooms, "a list of room IDs, which begin with !")
     block["rooms"] = tuple(rooms)
-    return PullConfig(**block)  # type: ignore[arg-type]
+    config = PullConfig(**block)  # type: ignore[arg-type]
+    if len(rooms) > config.max_rooms:
+        raise _mistake((name, "rooms"), rooms, f"at most {config.max_rooms} rooms (max_rooms)")
+    return config
 
 
 def _is_room_id(value: object) -> bool:

@@ -262,7 +262,7 @@ def test_whom_to_ask_after_an_outage() -> None:
     for block, config in (
         ({}, PullConfig(3, 100, ())),
         ({"servers_per_room": 20}, PullConfig(20, 100, ())),
-        ({"max_rooms": 1, "rooms": ["!a:b", "!c"]}, PullConfig(3, 1, ("!a:b", "!c"))),
+        ({"max_rooms": 2, "rooms": ["!a:b", "!c"]}, PullConfig(3, 2, ("!a:b", "!c"))),
         (None, None),
         (False, None),
     ):
@@ -286,6 +286,16 @@ def test_mistakes_in_whom_to_ask(option: str, value: Any) -> None:
     mistake = _mistake({"pull_after_outage": {option: value}})
     assert list(mistake.path or ()) == ["pull_after_outage", option]
     assert repr(value) in mistake.msg
+
+
+def test_more_rooms_than_are_asked_about() -> None:
+    for block in (
+        {"max_rooms": 1, "rooms": ["!a", "!b"]},
+        {"rooms": [f"!{n}" for n in range(101)]},
+    ):
+        mistake = _mistake({"pull_after_outage": block})
+        assert list(mistake.path or ()) == ["pull_after_outage", "rooms"]
+        assert "max_rooms" in mistake.msg
 
 
 @pytest.mark.parametrize(
