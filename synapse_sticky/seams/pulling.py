@@ -7,11 +7,11 @@ and whoever answers us can do no more than push the same events.
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from contextvars import ContextVar
 from typing import Any, Final
 from urllib.parse import quote
 
 from synapse.api.errors import (
+    FederationError,
     HttpResponseException,
     NotFoundError,
     RequestSendFailed,
@@ -19,17 +19,14 @@ from synapse.api.errors import (
 )
 from synapse.events import EventBase
 from synapse.federation import federation_base
-from synapse.federation.federation_base import FederationBase, InvalidEventSignatureError
-from synapse.handlers.federation_event import FederationEventHandler
+from synapse.federation.federation_server import FederationServer
 from synapse.http import matrixfederationclient
 from synapse.http.client import BodyExceededMaxSize
 from synapse.http.matrixfederationclient import JsonParser, MatrixFederationHttpClient
-from synapse.logging.context import make_deferred_yieldable
+from synapse.logging.context import current_context, nested_logging_context
 from synapse.server import HomeServer
 from synapse.types import get_domain_from_id
-from synapse.util.async_helpers import stop_cancellation, timeout_deferred
 from synapse.util.stringutils import parse_and_validate_server_name
-from twisted.internet import defer
 
 from synapse_sticky.protocol import EXTREMITIES_PREFIX
 from synapse_sticky.seams.background import Clock
@@ -49,7 +46,9 @@ logger = logging.getLogger(__name__)
 _ANSWER_TIMEOUT_MS: Final = 10_000
 _AT_ONCE_MS: Final = 500
 # For one event that Synapse may have to ask more questions for, of the same server.
-_RECEIVE_TIMEOUT_S: Final = 30
+_RECEIVE_TIMEOUT_MS: Final = 30_000
+# When to look whether Synapse has taken an event: most take less than 50 ms.
+_LOOKS_AFTER_MS: Final = (10, 20, 40, 80, *[160] * 30)
 # Where the clock of the server is ahead of ours, its newest events seem to be to come.
 _CLOCKS_DIFFER_MS: Final = 60_000
 # If a page is too large: that many of the largest events fit.
@@ -58,7 +57,8 @@ _FEW_EVENTS: Final = 10
 _UNKNOWN_QUESTION: Final = frozenset({400, 403, 404, 405, 501})
 _FEDERATION_PREFIX: Final = "/_matrix/federation/v1"
 
-_pulling: ContextVar[bool] = ContextVar("synapse_sticky_pulling", default=False)
+# The end of the name of the logging context in which a question is asked.
+_QUESTION: Final = "sticky_question"
 
 
 class PullFailed(Exception):
@@ -73,6 +73,10 @@ class PullFailed(Exception):
         super().__init__(reason)
         self.status = status
         self.is_too_large = is_too_large
+
+
+class BackingOff(PullFailed):
+    """Synapse backs off from a server: any answer to us would end that."""
 
 
 class HasNothingToTell(PullFailed):
@@ -103,17 +107,15 @@ class Pulling:
         self._metrics = metrics
         self._store: Any = hs.get_datastores().main
         self._state: Any = hs.get_storage_controllers().state
+        self._federation_server: Any = hs.get_federation_server()
         self._client = bounded_client(hs, clock, _ANSWER_TIMEOUT_MS)
         # Servers that have no endpoint for extremities, as far as was found.
         self._without_extremities: set[str] = set()
         get_json = ("destination", "path", "args", "timeout", "ignore_backoff", "parser")
         require(MatrixFederationHttpClient, "get_json", *get_json)
         require(JsonParser, "MAX_RESPONSE_SIZE")
-        require(FederationBase, "_check_sigs_and_hash", "room_version", "pdu")
+        require(FederationServer, "_handle_received_pdu", "origin", "pdu")
         require(federation_base, "event_from_pdu_json", "pdu_json", "room_version")
-        require(FederationEventHandler, "on_receive_pdu", "origin", "pdu")
-        spam_checker = hs.get_module_api_callbacks().spam_checker
-        require(spam_checker, "should_drop_federated_event", "event")
         require(self._state, "get_server_acl_for_room", "room_id")
         for name in (
             "get_room_version",
@@ -146,10 +148,6 @@ class Pulling:
         is_joining: bool = await self._store.is_partial_state_room(room_id)
         return is_joining
 
-    async def is_pushed_to(self, room_id: str) -> bool:
-        """Whether Synapse is reading events that servers have pushed to a room."""
-        return await self._store.get_next_staged_event_id_for_room(room_id) is not None
-
     async def may_send(self, server_name: str, room_id: str) -> bool:
         """Whether our configuration and the room's ACL allow a server to send to it."""
         try:
@@ -162,10 +160,9 @@ class Pulling:
         acl = await self._state.get_server_acl_for_room(room_id)
         return acl is None or bool(acl.server_matches_acl_event(host))
 
-    async def is_backing_off(self, server_name: str) -> bool:
-        """Whether Synapse backs off from a server: any answer to us would end that."""
-        timings = await self._store.get_destination_retry_timings(server_name)
-        return timings is not None and bool(timings.retry_interval)
+    def forget_servers(self) -> None:
+        """Take it that each server may have been upgraded before the next outage."""
+        self._without_extremities.clear()
 
     async def known_among(self, event_ids: Collection[str]) -> set[str]:
         """Return those of these events that are in the history of their room here."""
@@ -238,32 +235,42 @@ class Pulling:
         found = (_found(pdu, room_id, version) for pdu in listed)
         return [event for event in found if event is not None]
 
-    async def receive(self, server_name: str, event: FoundEvent) -> Receipt:
+    async def receive(self, server_name: str, found: FoundEvent) -> Receipt:
         """Hand an event to Synapse as if the server had pushed it.
 
-        It joins the events that are pushed to its room, which Synapse takes one after the other.
+        It joins those that servers push to the room, which Synapse takes one after the other.
 
         Raises:
             PullFailed: if that takes long. It goes on by itself then.
         """
+        event: Any = found.pdu
         until_ms = self._clock.monotonic_ms() + _RECEIVE_TIMEOUT_MS
-        try:
-            await self._federation_server._handle_received_pdu(server_name, event.pdu)
-        except FederationError:
-            return Receipt.UNVERIFIED
-        except Exception as error:
-            # The room may have been purged meanwhile, or the event be nested too deeply.
-            logger.info("Cannot take an event from %s: %s", server_name, type(error).__name__)
-            return Receipt.REFUSED
-        wait_ms = _LOOK_MS
-        while not await self.known_among([event.event_id]):
-            if await self._has_ended(event):
+        while self._clock.monotonic_ms() < until_ms:
+            try:
+                # Once more if it takes long: a process that was killed may have left the room
+                # locked, and Synapse goes on with its events only when the next one comes.
+                await self._federation_server._handle_received_pdu(server_name, event)
+            except FederationError:
+                return Receipt.UNVERIFIED
+            except Exception as error:
+                # The room may have been purged meanwhile.
+                logger.info("Cannot take an event from %s: %s", server_name, type(error).__name__)
                 return Receipt.REFUSED
-            if self._clock.monotonic_ms() > until_ms:
-                raise PullFailed("an event takes long")
+            receipt = await self._receipt_of(event)
+            if receipt is not None:
+                return receipt
+        raise PullFailed("an event takes long")
+
+    async def _receipt_of(self, event: EventBase) -> Receipt | None:
+        """Wait until Synapse has taken an event or dropped it; None if that takes long."""
+        for wait_ms in _LOOKS_AFTER_MS:
+            staged = await self._store.get_next_staged_event_id_for_room(event.room_id)
+            if await self.known_among([event.event_id]):
+                return Receipt.ACCEPTED
+            if staged is None:
+                return Receipt.REFUSED
             await self._clock.sleep(wait_ms)
-            wait_ms = min(wait_ms * 2, _LONGEST_LOOK_MS)
-        return Receipt.ACCEPTED
+        return None
 
     async def _ask_if_known(
         self, request: str, server_name: str, path: str, args: Mapping[str, Any]
@@ -288,6 +295,8 @@ class Pulling:
         try:
             return await self._ask_once(request, server_name, path, args, parser())
         except PullFailed as error:
+            if isinstance(error, BackingOff):
+                raise
             failed_at_once = self._clock.monotonic_ms() - started_ms < _AT_ONCE_MS
             if error.status or error.is_too_large or not failed_at_once:
                 raise
@@ -297,18 +306,22 @@ class Pulling:
     async def _ask_once(
         self, request: str, server_name: str, path: str, args: Mapping[str, Any], parser: JsonParser
     ) -> Mapping[str, object]:
+        timings = await self._store.get_destination_retry_timings(server_name)
+        if timings is not None and timings.retry_interval:
+            self._count(request, "backing_off")
+            raise BackingOff("Synapse backs off from it")
         outcome = "failed"
-        pulling = _pulling.set(True)
         try:
-            answer: Mapping[str, object] = await self._client.get_json(
-                server_name,
-                path=path,
-                args=args,
-                timeout=_ANSWER_TIMEOUT_MS,
-                # That it does not answer this is no reason to back off from it.
-                ignore_backoff=True,
-                parser=parser,
-            )
+            with nested_logging_context(_QUESTION):
+                answer: Mapping[str, object] = await self._client.get_json(
+                    server_name,
+                    path=path,
+                    args=args,
+                    timeout=_ANSWER_TIMEOUT_MS,
+                    # That it does not answer this is no reason to back off from it.
+                    ignore_backoff=True,
+                    parser=parser,
+                )
             outcome = "ok"
             return answer
         except Exception as error:
@@ -319,12 +332,7 @@ class Pulling:
             is_too_large = isinstance(cause, BodyExceededMaxSize)
             raise PullFailed(type(cause).__name__, status, is_too_large) from error
         finally:
-            _pulling.reset(pulling)
             self._count(request, outcome)
-
-    def count_backing_off(self) -> None:
-        """Count a question that was not asked, since Synapse backs off from the server."""
-        self._count("extremities", "backing_off")
 
     def _count(self, request: str, outcome: str) -> None:
         self._metrics.count(REQUESTS_TO_SERVERS, request=request, outcome=outcome)
@@ -354,4 +362,5 @@ class _NoWarningWhenPulling(logging.Filter):
     """Whether a server knows the question is open, and it may answer as it likes."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (_pulling.get() and record.levelno == logging.WARNING)
+        is_question = str(current_context()).endswith(_QUESTION)
+        return not (is_question and record.levelno == logging.WARNING)

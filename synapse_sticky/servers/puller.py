@@ -19,7 +19,7 @@ from synapse_sticky.control.settings import Settings
 from synapse_sticky.deliverable.reader import IndexReader
 from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.failures import shielded
-from synapse_sticky.seams.pulling import HasNothingToTell, PullFailed, Pulling
+from synapse_sticky.seams.pulling import BackingOff, HasNothingToTell, PullFailed, Pulling
 from synapse_sticky.seams.tables import SynapseTables
 from synapse_sticky.servers.outages import Outages, rooms_by_importance, servers_to_ask
 from synapse_sticky.servers.walk import Receipt, Walk
@@ -33,6 +33,8 @@ T = TypeVar("T")
 _START_AFTER_MS: Final = 3_000
 # The servers that come back after an outage of the network do so one after the other.
 _GATHER_MS: Final = 5_000
+# Servers may come and go all the time. Each time all recorded events are looked at.
+_GATHER_AGAIN_MS: Final = 60_000
 # Between two requests.
 _PAUSE_MS: Final = 200
 # For one server in one room; a request that has begun by then may take longer.
@@ -41,10 +43,6 @@ _TIME_MS: Final = 60_000
 # What takes less than a second is not waiting.
 _SLOW_MS: Final = 5_000
 _WAITING_MS: Final = 1_000
-# How long, after the first question, to wait for events that servers push, and how often to look.
-# Those come in an order of their own, and need not be fetched.
-_PATIENCE_MS: Final = 20_000
-_LOOK_MS: Final = 500
 # How long ago the end of an outage may be when a room is asked about.
 _GAPS_MS: Final = 300_000
 # Of a room's servers that are many times as many as are to answer, the others are not looked at.
@@ -77,8 +75,8 @@ class Puller:
         # When the last sticky event of a server in a room expires, by room and server.
         self._live_until: dict[tuple[str, str], int] = {}
         self._back: set[str] = set()
+        self._gathered_ms = -_GATHER_AGAIN_MS
         self._is_pulling = False
-        self._patient_until_ms = 0
         # How long a server has let us wait in one room, for answers to us and to Synapse.
         self._waited_ms = 0
         # When the next pull is to begin, None if nothing waits.
@@ -94,7 +92,9 @@ class Puller:
         Never raises.
         """
         if not self._back:
-            self._clock.call_later(_GATHER_MS, lambda: self._run(self._after_return))
+            now_ms = self._clock.monotonic_ms()
+            wait_ms = max(_GATHER_MS, self._gathered_ms + _GATHER_AGAIN_MS - now_ms)
+            self._clock.call_later(wait_ms, lambda: self._run(self._after_return))
         self._back.add(server_name)
 
     def _run(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -106,6 +106,7 @@ class Puller:
         next_ms = self._outages.next_ms
         if next_ms is None:
             self._live_until = {}
+            self._pulling.forget_servers()
         elif not self._is_pulling and (self._wakes_ms is None or next_ms < self._wakes_ms):
             self._wakes_ms = next_ms
             wait_ms = max(0, next_ms - self._clock.monotonic_ms())
@@ -125,6 +126,7 @@ class Puller:
     async def _after_return(self) -> None:
         back, self._back = self._back, set()
         now_ts, now_ms = self._clock.now_ts(), self._clock.monotonic_ms()
+        self._gathered_ms = now_ms
         self._outages.on_back(back, now_ms)
         if not self._reader.index.rooms:
             return
@@ -144,15 +146,15 @@ class Puller:
         if self._is_pulling:
             return
         self._is_pulling = True
-        self._patient_until_ms = self._clock.monotonic_ms() + _PATIENCE_MS
         counts: Counter[Receipt] = Counter()
         try:
             while (room_id := self._outages.due(self._clock.monotonic_ms())) is not None:
+                failed: set[str] = set()
                 was_answered = False
                 try:
-                    was_answered = await self._pull_room(room_id, counts)
+                    was_answered = await self._pull_room(room_id, counts, failed)
                 finally:
-                    self._outages.ended(room_id, was_answered, self._clock.monotonic_ms())
+                    self._outages.ended(room_id, was_answered, self._clock.monotonic_ms(), failed)
         finally:
             self._is_pulling = False
             if counts[Receipt.ACCEPTED]:
@@ -162,8 +164,12 @@ class Puller:
                     counts[Receipt.ACCEPTED],
                 )
 
-    async def _pull_room(self, room_id: str, counts: Counter[Receipt]) -> bool:
-        """Ask the servers of a room; whether any has answered, or there is none to ask."""
+    async def _pull_room(self, room_id: str, counts: Counter[Receipt], failed: set[str]) -> bool:
+        """Ask the servers of a room; whether any has answered, or there is none to ask.
+
+        Args:
+            failed: takes those that have not answered, or were not asked for now.
+        """
         if not (await self._settings.of_room(room_id)).enabled:
             return True
         if await self._pulling.is_joining(room_id):
@@ -171,35 +177,33 @@ class Puller:
         in_room = await self._pulling.servers_in_room(room_id)
         servers = servers_to_ask(room_id, in_room, self._live_until)
         wanted = self._config.servers_per_room
-        answered = failed = 0
+        answered = asked_in_vain = 0
         for server_name in servers[: wanted * _CONSIDERED]:
-            if max(answered, failed) == wanted:
+            if max(answered, asked_in_vain) == wanted:
                 break
             if not await self._may_ask(server_name, room_id):
                 continue
+            failed.add(server_name)
+            if self._outages.avoids(server_name, self._clock.monotonic_ms()):
+                continue
             try:
                 counts += await self._pull_from(server_name, room_id)
+                failed.discard(server_name)
                 answered += 1
-            except HasNothingToTell:
-                failed += 1
-            except PullFailed:
-                self._outages.avoid(server_name, self._clock.monotonic_ms())
-                failed += 1
+            except BackingOff:
+                continue
+            except PullFailed as error:
+                asked_in_vain += 1
+                if not isinstance(error, HasNothingToTell):
+                    self._outages.avoid(server_name, self._clock.monotonic_ms())
             if self._waited_ms > _SLOW_MS:
                 self._outages.avoid(server_name, self._clock.monotonic_ms())
         return bool(answered) or not servers
 
     async def _may_ask(self, server_name: str, room_id: str) -> bool:
-        if self._outages.avoids(server_name, self._clock.monotonic_ms()):
-            return False
         if self._settings.block_of_server(server_name) is not None:
             return False
-        if not await self._pulling.may_send(server_name, room_id):
-            return False
-        if await self._pulling.is_backing_off(server_name):
-            self._pulling.count_backing_off()
-            return False
-        return True
+        return await self._pulling.may_send(server_name, room_id)
 
     async def _pull_from(self, server_name: str, room_id: str) -> Counter[Receipt]:
         """Fetch from a server the events of a room that are not known here.
@@ -207,7 +211,6 @@ class Puller:
         Raises:
             PullFailed: if it does not answer, or too slowly.
         """
-        await self._let_servers_push(room_id)
         self._waited_ms = 0
         until_ms = self._clock.monotonic_ms() + _TIME_MS
         newest = await self._timed(self._pulling.newest(server_name, room_id))
@@ -224,7 +227,6 @@ class Puller:
             walk.take(await self._timed(page))
             walk.know(await self._pulling.known_among(walk.to_look_up()))
         while (event := walk.next()) is not None:
-            await self._let_servers_push(room_id)
             if await self._pulling.known_among([event.event_id]):
                 walk.know([event.event_id])
             else:
@@ -242,12 +244,6 @@ class Puller:
             took_ms = self._clock.monotonic_ms() - began_ms
             if took_ms > _WAITING_MS:
                 self._waited_ms += took_ms
-
-    async def _let_servers_push(self, room_id: str) -> None:
-        while self._clock.monotonic_ms() < self._patient_until_ms:
-            if not await self._pulling.is_pushed_to(room_id):
-                return
-            await self._clock.sleep(_LOOK_MS)
 
     async def _pause(self, until_ms: int) -> None:
         await self._clock.sleep(_PAUSE_MS)
