@@ -29,6 +29,7 @@ from tests.support import (
     is_recorded,
     is_stored,
     joined_room,
+    now_ms,
     section_ids,
     send_sticky,
     sticky,
@@ -572,6 +573,52 @@ def test_a_slow_server(make_homeserver: MakeHomeserver) -> None:
 
 # P3
 @pytest.mark.deployments("sqlite")
+def test_a_back_off_that_begins_while_a_server_answers(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """Synapse's own transaction fails in the meantime: no more pages are asked for."""
+    room = create_room(alice)
+    carol = remote.join(homeserver, room, "carol")
+    before = remote.send_event(room, carol, **sticky())
+    eventually(lambda: is_recorded(homeserver, before.event_id))
+    missed = []
+    for _ in range(10):
+        missed.append(remote.create_event(room, "m.room.message", {}, carol, **sticky()))
+        remote.remember(missed[-1])
+    asked, backs_off = threading.Event(), threading.Event()
+    pages = []
+
+    def pieces() -> Iterator[bytes]:
+        asked.set()
+        backs_off.wait(30)
+        yield from page(event.pdu for event in missed[:4:-1])
+
+    def answer(path: str) -> RawAnswer | None:
+        if "/send/" in path:
+            return 500, [b"{}"]
+        if "/backfill/" in path:
+            pages.append(path)
+            return (200, pieces()) if len(pages) == 1 else None
+        return None
+
+    def retry_intervals() -> list[int]:
+        query = "SELECT retry_interval FROM destinations WHERE destination = ?"
+        return [n for (n,) in homeserver.query(query, remote.server_name) if n]
+
+    remote.answer_instead = answer
+    start_again(homeserver)
+    assert asked.wait(30), "no question"
+    alice.send(room)
+    eventually(retry_intervals, 30, "Synapse backing off")
+    backs_off.set()
+    # Longer than it takes until the next question, if there is any.
+    time.sleep(3)
+    assert len(pages) == 1
+    assert retry_intervals()
+
+
+# P3
+@pytest.mark.deployments("sqlite")
 def test_rooms_that_change_while_a_server_answers(make_homeserver: MakeHomeserver) -> None:
     """They are left, purged, switched off, and closed to the server: nothing is reported.
 
@@ -670,14 +717,25 @@ def requests_to_servers(metrics: str) -> list[str]:
 # P3
 @pytest.mark.deployments("sqlite")
 def test_killed_in_the_middle(homeserver: Homeserver, alice: Client, sender: Homeserver) -> None:
-    """The next start asks again, and goes on where the last one ended."""
+    """The next start asks again, and goes on where the last one ended.
+
+    It was killed while it took an event: Synapse leaves the room locked for two minutes.
+    """
     room, bob, since = room_with(homeserver, alice, sender)
     homeserver.proxy.set_fault(Fault.CLOSE)
     missed = send_sticky(bob, room, 60)
     start_again(homeserver)
     eventually(lambda: stored(homeserver, room) & set(missed), 30, "the first", interval_s=0.01)
     had = len(stored(homeserver, room) & set(missed))
-    start_again(homeserver)
+    homeserver.kill("main")
+    homeserver.execute("DELETE FROM worker_locks")
+    homeserver.execute(
+        "INSERT INTO worker_locks (lock_name, lock_key, instance_name, token, last_renewed_ts) "
+        "VALUES ('federation_inbound_pdu', ?, 'main', 'x', ?)",
+        room,
+        now_ms() - 95_000,
+    )
+    homeserver.start()
     assert had < len(missed), "killed too late"
     assert sticky_after(alice, room, missed, since) == missed
 
