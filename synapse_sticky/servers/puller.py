@@ -34,7 +34,7 @@ _START_AFTER_MS: Final = 3_000
 # The servers that come back after an outage of the network do so one after the other.
 _GATHER_MS: Final = 5_000
 # Servers may come and go all the time. Each time all recorded events are looked at.
-_GATHER_AGAIN_MS: Final = 60_000
+_GATHER_AGAIN_MS: Final = 15_000
 # Between two requests.
 _PAUSE_MS: Final = 200
 # For one server in one room; a request that has begun by then may take longer.
