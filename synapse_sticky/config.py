@@ -41,6 +41,19 @@ REMOTE_RATE_LIMIT: Final = RateLimit(per_second=20, burst_count=1_000)
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
+class PullConfig:
+    """Whom to ask after an outage for the events that nobody sends again."""
+
+    servers_per_room: int = 3
+    max_rooms: int = 100
+    # Beside those that had sticky events.
+    rooms: tuple[str, ...] = ()
+
+
+PULL: Final = PullConfig()
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
 class StickyEventsConfig:
     """The options that an admin can set. ``sample_config.yaml`` explains them."""
 
@@ -55,6 +68,7 @@ class StickyEventsConfig:
     local_rate_limit: RateLimit | None = LOCAL_RATE_LIMIT
     remote_rate_limit: RateLimit | None = REMOTE_RATE_LIMIT
     max_held_per_server: int = 20_000
+    pull_after_outage: PullConfig | None = PULL
 
     @classmethod
     def parse(cls, options: object) -> "StickyEventsConfig":
@@ -81,6 +95,7 @@ class StickyEventsConfig:
             "local_rate_limit": ("local_rate_limit", _rate_limit(LOCAL_RATE_LIMIT)),
             "remote_rate_limit": ("remote_rate_limit", _rate_limit(REMOTE_RATE_LIMIT)),
             "max_held_per_server": ("max_held_per_server", _whole_number(0, 1_000_000)),
+            "pull_after_outage": ("pull_after_outage", _pull),
         }
         values: dict[str, Any] = {}
         for name, value in options.items():
@@ -139,10 +154,31 @@ def _rate_limit(default: RateLimit) -> Callable[[str, object], RateLimit | None]
     return parse
 
 
-def _whole_number(smallest: int, largest: int) -> Callable[[str, object], int]:
-    def parse(name: str, value: object) -> int:
+def _pull(name: str, value: object) -> PullConfig | None:
+    if value is None or value is False:
+        return None
+    block = dict(_block(name, value, *attr.asdict(PULL)))
+    for key, largest in (("servers_per_room", 20), ("max_rooms", 10_000)):
+        if key in block:
+            _whole_number(1, largest)(name, block[key], key)
+    rooms = block.get("rooms", [])
+    if not isinstance(rooms, list) or not all(map(_is_room_id, rooms)):
+        raise _mistake((name, "rooms"), rooms, "a list of room IDs, which begin with !")
+    block["rooms"] = tuple(rooms)
+    config = PullConfig(**block)  # type: ignore[arg-type]
+    if len(rooms) > config.max_rooms:
+        raise _mistake((name, "rooms"), rooms, f"at most {config.max_rooms} rooms (max_rooms)")
+    return config
+
+
+def _is_room_id(value: object) -> bool:
+    return isinstance(value, str) and value.startswith("!")
+
+
+def _whole_number(smallest: int, largest: int) -> Callable[..., int]:
+    def parse(name: str, value: object, *key: str) -> int:
         if type(value) is not int or not smallest <= value <= largest:
-            raise _mistake((name,), value, f"a whole number from {smallest} to {largest}")
+            raise _mistake((name, *key), value, f"a whole number from {smallest} to {largest}")
         return value
 
     return parse

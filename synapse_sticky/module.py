@@ -30,6 +30,7 @@ from synapse_sticky.hooks.guard import Retries
 from synapse_sticky.hooks.notifier import (
     on_messages,
     on_ordinary_events,
+    on_server_back,
     on_sticky_events,
     on_stream_change,
 )
@@ -62,6 +63,7 @@ from synapse_sticky.seams.federation import Federation
 from synapse_sticky.seams.instances import name_of_indexer
 from synapse_sticky.seams.metrics import Metrics
 from synapse_sticky.seams.own import take_the_place_of_synapses_own
+from synapse_sticky.seams.pulling import Pulling, has_federation
 from synapse_sticky.seams.rates import Limiter, Rates
 from synapse_sticky.seams.room_state import RoomState
 from synapse_sticky.seams.rooms import Rooms
@@ -72,6 +74,7 @@ from synapse_sticky.servers.debts import Debt, Debts
 from synapse_sticky.servers.ledger import Ledger
 from synapse_sticky.servers.looper import RETRY, Looper
 from synapse_sticky.servers.obstacles import Obstacles
+from synapse_sticky.servers.puller import Puller
 from synapse_sticky.storage.migrations import migrate
 from synapse_sticky.storage.obstacles import ObstacleStore
 from synapse_sticky.storage.overrides import OverrideRow, OverrideStore, read_overrides
@@ -232,6 +235,12 @@ class StickyEventsModule:
             on_stream_change(hs, indexer.on_stream_change)
             overrides.subscribe(indexer.on_decisions)
             indexer.start(config)
+            pull = config.pull_after_outage
+            if pull is not None and has_federation(hs):
+                pulling = Pulling(hs, clock, metrics)
+                puller = Puller(api, clock, pull, store, reader, self._settings, tables, pulling)
+                on_server_back(hs, puller.on_server_back)
+                puller.start()
         if bounds.is_writer:
             on_sticky_events(hs, clock, bounds, reader.on_stored)
         log_start(

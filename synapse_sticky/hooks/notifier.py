@@ -102,6 +102,19 @@ def _deliverable_until(event: EventBase, now_ts: int) -> int | None:
     return until_ts if until_ts > now_ts else None
 
 
+def on_server_back(hs: HomeServer, callback: Callable[[str], None]) -> None:
+    """Call back with the name of a server that can be reached again, on every process."""
+    notifier = hs.get_notifier()
+    original = notifier.notify_remote_server_up
+
+    def notify_remote_server_up(server: str) -> None:
+        with shielded("Cannot note that a server is back; the events that it sent stay missed"):
+            callback(server)
+        original(server)
+
+    wrap(notifier, "notify_remote_server_up", notify_remote_server_up, "server")
+
+
 def on_messages(hs: HomeServer, listeners: Mapping[str, Callable[[str], None]]) -> None:
     """Call back with the messages that other processes send.
 

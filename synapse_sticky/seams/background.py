@@ -35,9 +35,19 @@ class Clock:
         """Return a time in ms that never jumps, for waits."""
         return int(time.monotonic() * 1000)
 
-    def call_later(self, delay_ms: float, callback: Callable[[], object]) -> None:
-        """Call something trivial after a while, without a background process for it."""
-        self._clock.call_later(Duration(milliseconds=delay_ms), callback)
+    def call_later(self, delay_ms: float, callback: Callable[[], object]) -> Callable[[], None]:
+        """Call something trivial after a while, without a background process for it.
+
+        Returns:
+            what keeps it from being called.
+        """
+        call = self._clock.call_later(Duration(milliseconds=delay_ms), callback)
+
+        def cancel() -> None:
+            if call.active():
+                call.cancel()
+
+        return cancel
 
     async def sleep(self, duration_ms: float) -> None:
         """Wait that long."""

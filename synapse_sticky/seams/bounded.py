@@ -6,6 +6,7 @@ it likes: with TLS the connection is closed only once the other side agrees. And
 reads everything.
 """
 
+from collections.abc import Callable
 from copy import copy
 from typing import Any, Final
 
@@ -63,7 +64,7 @@ class _Response:
     def deliverBody(self, protocol: Any) -> None:
         """Hand the body to a protocol, as a response of Twisted's does."""
         body = _Body(protocol, _MAX_ERROR_BYTES if self._response.code >= 300 else None)
-        self._clock.call_later(self._limit_ms, body.abortConnection)
+        body.cancel_timeout = self._clock.call_later(self._limit_ms, body.abortConnection)
         self._response.deliverBody(body)
 
 
@@ -74,6 +75,7 @@ class _Body(Protocol):
         self._reader = reader
         self._left = limit_bytes
         self._has_ended = False
+        self.cancel_timeout: Callable[[], None] = lambda: None
 
     def connectionMade(self) -> None:
         """The body begins."""
@@ -103,6 +105,7 @@ class _Body(Protocol):
     def _end(self, reason: Failure) -> None:
         if not self._has_ended:
             self._has_ended = True
+            self.cancel_timeout()
             self._reader.connectionLost(reason)
 
     def _close(self) -> None:

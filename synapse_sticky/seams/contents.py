@@ -40,6 +40,21 @@ class Candidate:
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
+class Unknown:
+    """The events of a room that are not known here, though known ones refer to them.
+
+    Attributes:
+        gaps: those before an event that another server pushed a moment ago.
+        history: the others, for example those before our join.
+        begins_ts: when this server received its first event of the room that is no history.
+    """
+
+    gaps: Collection[str]
+    history: Collection[str]
+    begins_ts: int
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
 class SeenJoin:
     """A user's join to a room, found in Synapse's tables, or the join of a server by it.
 

@@ -95,7 +95,14 @@ _LABELS: Final[dict[Counter, dict[str, tuple[str, ...]]]] = {
     OVER_CAPACITY: {},
     PAYMENTS: {"outcome": ("confirmed", "retried", "given_up")},
     REQUESTS_TO_SERVERS: {
-        "request": ("send", "event", "timestamp_to_event"),
+        "request": (
+            "send",
+            "event",
+            "timestamp_to_event",
+            "extremities",
+            "make_leave",
+            "backfill",
+        ),
         "outcome": ("ok", "error", "failed", "backing_off"),
     },
 }

@@ -21,6 +21,7 @@ from synapse_sticky.seams.contents import (
     ServerInRoom,
     StateChange,
     StreamContents,
+    Unknown,
     Watched,
 )
 
@@ -34,6 +35,8 @@ _COLUMNS: Final[Mapping[str, str]] = {
     "destination_rooms": "destination, room_id",
     "destinations": "destination, last_successful_stream_ordering",
     "redactions": "event_id, redacts",
+    "event_backward_extremities": "event_id, room_id",
+    "event_edges": "event_id, prev_event_id",
     "event_json": "event_id, json, internal_metadata",
     "events": (
         "event_id, room_id, sender, stream_ordering, instance_name, received_ts, "
@@ -181,6 +184,39 @@ class SynapseTables:
         if not joins:
             return []
         return await self._api.run_db_interaction("sticky_find_server_joins", find_server_joins_txn)
+
+    async def find_unknown(self, room_id: str, since_ts: int, server_of: ServerOf) -> Unknown:
+        """Return the events of a room that are not known here, though known ones refer to them.
+
+        Args:
+            since_ts: how long ago an outage may have ended.
+        """
+
+        def find_unknown_txn(txn: LoggingTransaction) -> Unknown:
+            txn.execute(
+                "SELECT b.event_id, e.sender, e.stream_ordering, e.received_ts "
+                "FROM event_backward_extremities AS b "
+                "INNER JOIN event_edges AS g ON g.prev_event_id = b.event_id "
+                "INNER JOIN events AS e ON e.event_id = g.event_id "
+                "WHERE b.room_id = ? AND NOT e.outlier",
+                (room_id,),
+            )
+            gaps: set[str] = set()
+            history: set[str] = set()
+            for event_id, sender, stream_ordering, received_ts in txn:
+                # Backfilled events have history before them, and so have our own: those are joins.
+                is_new = stream_ordering > 0 and (received_ts or 0) >= since_ts
+                is_gap = is_new and server_of(sender) != self._api.server_name
+                (gaps if is_gap else history).add(event_id)
+            txn.execute(
+                "SELECT received_ts FROM events WHERE room_id = ? AND stream_ordering > 0 "
+                "AND NOT outlier ORDER BY stream_ordering LIMIT 1",
+                (room_id,),
+            )
+            (begins_ts,) = txn.fetchone() or (0,)
+            return Unknown(gaps - history, history, begins_ts or 0)
+
+        return await self._api.run_db_interaction("sticky_find_unknown", find_unknown_txn)
 
     async def find_recent_candidates(self, now_ts: int) -> list[Candidate]:
         """Return all events in the database that are sticky now, in stream order."""

@@ -107,6 +107,23 @@ class StickyStore:
             "sticky_get_expiry_by_room", get_expiry_by_room_txn
         )
 
+    async def get_expiry_by_sender(self) -> list[tuple[str, str, int]]:
+        """Return rooms, each with the senders of events recorded there, and when those expire.
+
+        Also of events that have expired and are not deleted yet.
+        """
+
+        def get_expiry_by_sender_txn(txn: LoggingTransaction) -> list[tuple[str, str, int]]:
+            txn.execute(
+                "SELECT room_id, sender, MAX(expires_ts) FROM synapse_sticky_events "
+                "GROUP BY room_id, sender"
+            )
+            return [(room_id, sender, expires_ts) for room_id, sender, expires_ts in txn]
+
+        return await self._api.run_db_interaction(
+            "sticky_get_expiry_by_sender", get_expiry_by_sender_txn
+        )
+
     async def get_rooms(
         self, now_ts: int, condition: str, arguments: Sequence[object]
     ) -> list[str]:

@@ -36,9 +36,10 @@ class Time(Clock):
         """The time, for waits."""
         return int(self._reactor.seconds() * 1_000 + 0.5)
 
-    def call_later(self, delay_ms: float, callback: Callable[[], object]) -> None:
-        """Call something after a while."""
-        self._reactor.callLater(delay_ms / 1_000, callback)
+    def call_later(self, delay_ms: float, callback: Callable[[], object]) -> Callable[[], None]:
+        """Call something after a while; what is returned keeps it from being called."""
+        call = self._reactor.callLater(delay_ms / 1_000, callback)
+        return lambda: call.cancel() if call.active() else None
 
     def sleep(self, duration_ms: float) -> Any:
         """Wait that long."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from synapse.module_api.errors import ConfigError
 
 from synapse_sticky import StickyEventsModule
-from synapse_sticky.config import Default, RateLimit, StickyEventsConfig
+from synapse_sticky.config import Default, PullConfig, RateLimit, StickyEventsConfig
 
 WHOLE_NUMBERS = {"max_events_per_sync": (1, 100), "max_servers_at_once": (1, 10_000)}
 DURATIONS = {
@@ -257,9 +257,54 @@ def test_bursts_are_checked(value: Any) -> None:
         _assert_reported_below("local_rate_limit", "burst_count", value, "from 1 to 1000000")
 
 
+# P3
+def test_whom_to_ask_after_an_outage() -> None:
+    for block, config in (
+        ({}, PullConfig(3, 100, ())),
+        ({"servers_per_room": 20}, PullConfig(20, 100, ())),
+        ({"max_rooms": 2, "rooms": ["!a:b", "!c"]}, PullConfig(3, 2, ("!a:b", "!c"))),
+        (None, None),
+        (False, None),
+    ):
+        assert _parsed({"pull_after_outage": block}).pull_after_outage == config
+
+
+@pytest.mark.parametrize("value", [True, 0, 3, "on", ["!a:b"]])
+def test_whom_to_ask_is_a_block(value: Any) -> None:
+    assert list(_mistake({"pull_after_outage": value}).path or ()) == ["pull_after_outage"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("servers_per_room", value) for value in (0, 21, -1, True, 1.5, "3", None)),
+        *(("max_rooms", value) for value in (0, 10_001, False, None)),
+        *(("rooms", value) for value in ("!a:b", None, ["a"], [5], [None], {"!a:b": 1})),
+    ],
+)
+def test_mistakes_in_whom_to_ask(option: str, value: Any) -> None:
+    mistake = _mistake({"pull_after_outage": {option: value}})
+    assert list(mistake.path or ()) == ["pull_after_outage", option]
+    assert repr(value) in mistake.msg
+
+
+def test_more_rooms_than_are_asked_about() -> None:
+    for block in (
+        {"max_rooms": 1, "rooms": ["!a", "!b"]},
+        {"rooms": [f"!{n}" for n in range(101)]},
+    ):
+        mistake = _mistake({"pull_after_outage": block})
+        assert list(mistake.path or ()) == ["pull_after_outage", "rooms"]
+        assert "max_rooms" in mistake.msg
+
+
 @pytest.mark.parametrize(
     ("name", "known"),
-    [("new_rooms", ["enabled"]), ("local_rate_limit", ["per_second", "burst_count"])],
+    [
+        ("new_rooms", ["enabled"]),
+        ("local_rate_limit", ["per_second", "burst_count"]),
+        ("pull_after_outage", ["servers_per_room", "max_rooms", "rooms"]),
+    ],
 )
 @pytest.mark.parametrize("unknown", ["Enabled", "per_minute", 5, None])
 def test_unknown_options_of_a_block(name: str, known: list[str], unknown: Any) -> None:
