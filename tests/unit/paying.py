@@ -192,6 +192,7 @@ class Server:
         reads_ms: how long it takes to read each event, one after the other, that it took; None if
             that is no time. Once a hundred are unread it throws away all but the newest.
         sends: how often it answered a transaction of ours.
+        hangs: whether it answers none of ours, and takes Synapse's beside them.
     """
 
     name: str
@@ -210,6 +211,7 @@ class Server:
     rejected: Collection[str] = ()
     reads_ms: int | None = None
     sends: int = 0
+    hangs: bool = False
     staged: dict[str, None] = attr.Factory(dict)
     pruned: int = 0
 
@@ -276,9 +278,9 @@ class Network:
         server.sending += 1
         self.sending_at_once += server.fails is None
         self.most_at_once = max(self.most_at_once, self.sending_at_once)
-        fails = server.fails
+        fails = 0 if server.hangs else server.fails
         is_refused = server.synapse_sends
-        await self._time.sleep(server.takes_ms)
+        await self._time.sleep(20_000 if server.hangs else server.takes_ms)
         server.sending -= 1
         self.sending_at_once -= fails is None
         if is_refused:
@@ -486,7 +488,7 @@ class Queue:
         self.waits.append(time.monotonic_ms() - began)
         looper.transaction_begins(server.name)
         refused = 0
-        while server.sending:
+        while server.sending and not server.hangs:
             refused += 1
             await time.sleep(1_000 * min(4**refused, 60))
         self.refused += refused
