@@ -3,10 +3,12 @@
 
 Synapse stops waiting for such an answer, but a server that goes on sending is read for as long as
 it likes: with TLS the connection is closed only once the other side agrees. And of an error Synapse
-reads everything.
+reads everything, but not the header that says when to try again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from copy import copy
 from typing import Any, Final
 
@@ -20,6 +22,27 @@ from synapse_sticky.seams.checks import require
 
 # The status is what matters.
 _MAX_ERROR_BYTES: Final = 16 * 1024
+
+
+# For how many seconds the server wants to be left alone: a list for each request, to be filled.
+_retry_after: ContextVar[list[int] | None] = ContextVar("synapse_sticky_retry_after", default=None)
+
+
+@contextmanager
+def noting_retry_after() -> Iterator[list[int]]:
+    """Note the seconds in the header Retry-After of each response to the requests made within."""
+    noted: list[int] = []
+    token = _retry_after.set(noted)
+    try:
+        yield noted
+    finally:
+        _retry_after.reset(token)
+
+
+def read_retry_after(values: list[bytes] | None) -> list[int]:
+    """Return the seconds that such headers name; a date, or anything else, is left out."""
+    # The first digits of a long number are more than anybody waits.
+    return [int(value[:9]) for value in values or () if value.isdigit()]
 
 
 def bounded_client(hs: HomeServer, clock: Clock, limit_ms: int) -> Any:
@@ -45,9 +68,14 @@ class _Agent:
 
     def request(self, *args: Any, **kwargs: Any) -> Any:
         """Make a request."""
-        return self._agent.request(*args, **kwargs).addCallback(
-            lambda response: _Response(response, self._clock, self._limit_ms)
-        )
+        noted = _retry_after.get()
+
+        def bound(response: Any) -> _Response:
+            if noted is not None:
+                noted.extend(read_retry_after(response.headers.getRawHeaders(b"retry-after")))
+            return _Response(response, self._clock, self._limit_ms)
+
+        return self._agent.request(*args, **kwargs).addCallback(bound)
 
 
 class _Response:

@@ -31,7 +31,7 @@ from synapse.server import HomeServer
 from synapse.types.state import StateFilter
 
 from synapse_sticky.seams.background import Clock
-from synapse_sticky.seams.bounded import bounded_client
+from synapse_sticky.seams.bounded import bounded_client, noting_retry_after
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.events import sticky_duration_ms
 from synapse_sticky.seams.metrics import ACCEPTED_BY_SERVERS, REQUESTS_TO_SERVERS, Metrics
@@ -376,11 +376,14 @@ class Federation:
 def _as_request_failed() -> Iterator[None]:
     """Says what went wrong, without what the other server wrote."""
     try:
-        yield
+        with noting_retry_after() as seconds:
+            yield
     except (HttpResponseException, RequestSendFailed, FederationDeniedError) as error:
         cause = error.inner_exception if isinstance(error, RequestSendFailed) else error
         if isinstance(cause, HttpResponseException):
-            code, retry_after_ms = _read_error(cause.response)
+            code, body_ms = _read_error(cause.response)
+            asked_ms = max(body_ms, *(1_000 * count for count in seconds), 0)
+            retry_after_ms = min(asked_ms, _LONGEST_RETRY_AFTER_MS)
             raise RequestFailed(
                 f"it answered {cause.code}", cause.code, code, retry_after_ms
             ) from error
@@ -400,7 +403,7 @@ def _read_error(body: bytes) -> tuple[str, int]:
     code, asked_ms = error.get("errcode"), error.get("retry_after_ms")
     if type(asked_ms) is not int or asked_ms < 0:
         asked_ms = 0
-    return code if isinstance(code, str) else "", min(asked_ms, _LONGEST_RETRY_AFTER_MS)
+    return code if isinstance(code, str) else "", asked_ms
 
 
 class _ShortAnswer(JsonParser):

@@ -146,11 +146,10 @@ class Arrival:
         """
         if self._count < _MIN_TO_LEARN_FROM:
             return before_ms
-        # A little less, for it was not asked at once.
-        took_ms = (now - round_trip_ms - self._sent_ts) * 4 // 5 // self._count
+        took_ms = (now - round_trip_ms - self._sent_ts) // self._count
         if not self.has_answered:
             # It had them when it was asked first, which may have been late.
-            took_ms = min(took_ms, before_ms)
+            took_ms = min(took_ms, before_ms) * 9 // 10
         return max(READ_MS, min(took_ms, _LONGEST_READ_MS))
 
 

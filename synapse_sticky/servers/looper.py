@@ -218,12 +218,12 @@ class Looper:
 
     def transaction_begins(self, server_name: str) -> None:
         """A transaction of Synapse's own queue is sent now."""
-        self._turn(server_name).synapse_begins()
+        self._turn(server_name).synapse_begins(self._now())
 
     def transaction_ended(self, server_name: str, arrived: bool) -> None:
         """The transaction of Synapse's own queue has ended."""
         turn = self._turn(server_name)
-        turn.synapse_ended(arrived=arrived)
+        turn.synapse_ended(self._now(), arrived=arrived)
         debtor = self._debtors.get(server_name)
         if debtor is None:
             del self._turns[server_name]

@@ -30,11 +30,15 @@ MAX_EVENTS: Final = 50
 
 # How many events may be staged at the server when it is sent more of them.
 _MAX_STAGED: Final = 30
+# How many events, sent twice, may await the next question about them. A server that had read enough
+# when it was last asked gets two more transactions at the pace at which it read.
+_MAX_UNASKED: Final = 130
 # Of that many events at most, which the server may not have, it is asked for each; more are sent
 # twice: those from before a join, and those that it may have thrown away.
 _MAX_ASKED: Final = 10
-# How long after the first copy the second one is sent at least, and at most twice as long. By then
-# a server has found out what came before its join.
+# How long after the first copy the second one is sent at least, and at most twice as long: all
+# together that were first sent within that time. By then a server has found out what came before
+# its join.
 _SECOND_COPY_MS: Final = 30_000
 # So many copies of an event are enough for a server that takes them and answers no question.
 _MAX_SILENT_COPIES: Final = 2
@@ -280,10 +284,14 @@ class Payment:
     _put_off_until: int = 0
     # Since when the server reads the events that are awaited.
     _reading_since: int = 0
-    # Whether events from before the join are sent twice now.
+    # Whether events from before the join are sent twice: once there were many of them.
     _sends_twice: bool = False
+    # When the second copies are sent of the events that arrive now.
+    _second_copy_ts: int = 0
     # How many events of others the server took in all.
     _taken_beside: int = 0
+    # Whether it may have thrown some of the awaited events away.
+    _may_have_lost: bool = False
 
     def _become(self, outcome: Outcome, next_ts: int) -> None:
         self.state, self.next_ts = TRANSITIONS[self.state][outcome], next_ts
@@ -301,6 +309,7 @@ class Payment:
         self._tries.clear()
         self._drop()
         self._question = self._joining = None
+        self._sends_twice = False
         self._unknown = self._not_before = 0
         self.debtor.history.forget_room(self.room_id)
         self._become(Outcome.JOINED, now)
@@ -325,13 +334,16 @@ class Payment:
     def took_beside(self, count: int) -> None:
         """The server took events of this room from Synapse's own queue."""
         self._taken_beside += count
+        self._may_have_lost |= self.would_lose(0)
 
     def would_lose(self, count: int) -> bool:
         """Return whether that many more events would make the server throw some of ours away."""
-        if not self.awaited:
+        # It was sent none of them before it could have read those before.
+        staged = self.awaited[-_MAX_STAGED - MAX_EVENTS :]
+        if not staged:
             return False
-        beside = self._taken_beside - self._tries[self.awaited[0].event_id].taken_before
-        return len(self.awaited) + beside + count > _MAX_KEPT
+        beside = self._taken_beside - self._tries[staged[0].event_id].taken_before
+        return len(staged) + beside + count > _MAX_KEPT
 
     # Its steps, and how they ended.
 
@@ -380,7 +392,7 @@ class Payment:
             pass
         else:
             self.chosen = payable[:_MAX_EVENTS_PER_VISIT]
-            self._sends_twice = sum(map(self._is_early, self.awaited + self.chosen)) > _MAX_ASKED
+            self._sends_twice |= sum(map(self._is_early, found.due)) > _MAX_ASKED
             self._become(Outcome.CHOSE, now)
         if self.state is not State.CHOSEN:
             self._deferred_ts = None
@@ -432,9 +444,12 @@ class Payment:
             next_ts = now if has else now + _FIRST_PAUSE_MS
         elif has:
             self.debtor.read_ms = question.read_ms(self.debtor.read_ms, now, round_trip_ms)
+            is_quick = self.debtor.read_ms <= READ_MS
+            self.debtor.keeps_pace = is_quick and not question.has_answered
             self._reading_since = now
             outcome, next_ts = self._arrived(question.event_id, now), now
         else:
+            self.debtor.keeps_pace = False
             self._have_not_arrived(question, now)
             outcome, next_ts = Outcome.LOST, now
         self._become(outcome, next_ts)
@@ -444,7 +459,7 @@ class Payment:
         """The server does not have the awaited events, as far as it says anything."""
         if question.has_answered:
             # It may have the others: it is asked for each, and is sent what it lacks.
-            self.debtor.history.add(self.awaited, now)
+            self._find_out(self.awaited, now)
             self._not_before = now + len(self.awaited) * CHECK_PAUSE_MS // MAX_CHECKS
         else:
             enough = _MAX_SILENT_COPIES if question.is_silent else NEVER
@@ -467,31 +482,35 @@ class Payment:
         """Events up to this one have arrived."""
         count = [event.event_id for event in self.awaited].index(event_id) + 1
         # Otherwise those before it were read as well.
-        may_have_lost = self.would_lose(0)
+        may_have_lost, self._may_have_lost = self._may_have_lost, False
         arrived, self.awaited = self.awaited[:count], self.awaited[count:]
         unsure = [event for event in arrived if may_have_lost or self._is_first(event)]
-        # Those that were sent twice are asked for, if even then they may be lost.
-        once = [event for event in unsure if not self._is_repeated(event)]
-        if self._sends_twice or len(once) > _MAX_ASKED:
-            self._send_again(once, now)
-            self.debtor.history.add([event for event in unsure if event not in once], now)
-        else:
-            self.debtor.history.add(unsure, now)
+        once = sum(not self._is_repeated(event) for event in unsure)
+        self._find_out(unsure, now, sends_again=once > _MAX_ASKED)
         self.settled += [event for event in arrived if event not in unsure]
         return Outcome.ROOM_LEFT if self.chosen else Outcome.ARRIVED
 
+    def _find_out(self, events: list[StickyEvent], now: int, *, sends_again: bool = False) -> None:
+        """The server may have these: send them a second time, or ask for each."""
+        once = [e for e in events if not self._is_repeated(e)]
+        if self._sends_twice or sends_again:
+            self._send_again(once, now)
+            events = [event for event in events if event not in once]
+        self.debtor.history.add(events, now)
+
     def _drop(self) -> None:
         """Nothing is chosen or awaited any more."""
-        self.chosen, self.awaited = [], []
+        self.chosen, self.awaited, self._may_have_lost = [], [], False
 
     def _send_again(self, events: list[StickyEvent], now: int) -> None:
         """Send these a second time later: the server ignores those that it has in its history."""
+        if self._second_copy_ts < now + _SECOND_COPY_MS:
+            self._second_copy_ts = now + 2 * _SECOND_COPY_MS
         for event in events:
             self.debtor.obstacle = "it took the events, and is sent them once more"
             tries = self._tries.setdefault(event.event_id, _Tries())
             tries.is_repeated = True
-            # All that were sent at about the same time together.
-            tries.next_ts = (now // _SECOND_COPY_MS + 2) * _SECOND_COPY_MS
+            tries.next_ts = self._second_copy_ts
 
     def _is_first(self, event: StickyEvent) -> bool:
         """Whether the server may have refused an event, or have it as an outlier.
@@ -551,18 +570,31 @@ class Payment:
         if not self.awaited:
             self._reading_since = now
         self.awaited += sent.accepted
+        self._may_have_lost |= self.would_lose(0)
         self._unknown = 0 if sent.accepted else self._unknown
         given_up = self._delay(sent.refused, now, "it refuses some of the events", refusal=1)
         if sent.missing:
             self._pause_room(now)
         if self.chosen and len(self.awaited) <= _MAX_STAGED:
             self._become(Outcome.ROOM_LEFT, now)
+        elif self.chosen and self._can_go_on_unasked:
+            wait_ms = (len(self.awaited) - _MAX_STAGED) * self.debtor.read_ms
+            self._become(Outcome.ROOM_LEFT, max(now, self._reading_since + wait_ms))
         elif self.awaited:
             # The next transaction must find room beside what is staged then.
             self._await_arrival(now)
         else:
             self._become(Outcome.NOTHING_TAKEN, now)
         return given_up
+
+    @property
+    def _can_go_on_unasked(self) -> bool:
+        """Whether the next transaction follows at the pace of the server, without a question.
+
+        What is sent twice need not arrive the first time, and has then mostly been read before.
+        """
+        is_known = self.debtor.keeps_pace and self._sends_twice and not self._may_have_lost
+        return is_known and len(self.awaited) <= _MAX_UNASKED
 
     def _pause_room(self, now: int) -> None:
         """The server does not know the room: send it nothing there for a while."""
@@ -575,7 +607,7 @@ class Payment:
         """The transaction failed, as :meth:`Debtor.failed` knows."""
         # Those of the transactions before it are taken: now the room's history has to tell.
         if self.awaited:
-            self.debtor.history.add(self.awaited, now)
+            self._find_out(self.awaited, now)
         self._drop()
         self._become(Outcome.FAILED, now)
 
@@ -638,6 +670,7 @@ class Debtor:
         not_before: the server is left alone until then.
         obstacle: why the last try came to nothing.
         read_ms: how long it takes to read one event of a transaction.
+        keeps_pace: whether it reads as fast as that, as far as is known.
     """
 
     server_name: str
@@ -649,6 +682,7 @@ class Debtor:
     not_before: int = 0
     obstacle: str = ""
     read_ms: int = READ_MS
+    keeps_pace: bool = False
     # For the log.
     paid: int = 0
     oldest_age_ms: int = 0

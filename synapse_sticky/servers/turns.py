@@ -6,8 +6,8 @@ one, so the two take turns. Synapse's traffic comes first, but for one case: a s
 away is first sent the sticky events that it missed, so that it gets them in order.
 
 Synapse's queue waits for nothing but a transaction of ours that is on its way or begins at once,
-and after an outage until the missed events are sent and read: two seconds in all, and then until
-the transaction of ours has ended that is on its way. We have the turn only for such a transaction:
+and after an outage until the missed events are sent and read: two seconds in all. If transactions to
+the server are known to take long it waits until the one of ours has ended that is on its way. We have the turn only for such a transaction:
 never while we ask something.
 """
 
@@ -20,9 +20,11 @@ MAX_WAIT_MS: Final = 2_000
 """How long Synapse's queue for a server waits for us in all."""
 
 MAX_SENDING_MS: Final = 10_000
-"""How long it waits at most for the end of one transaction of ours that is on its way.
+"""How long it waits at most for the end of one transaction of ours that is on its way, to a server
+whose transactions are known to take half as long.
 
-The server would refuse Synapse's, which is repeated only seconds later."""
+The server would refuse Synapse's, which is repeated only seconds later. One that takes long for the
+first time may hang for ours only."""
 
 # A transaction of ours that took longer than that, while Synapse's queue waited for it, is
 # followed by a rest of so many times as long, for the queue to send what has come in between.
@@ -74,6 +76,9 @@ class Turn:
     rests_until: int = 0
     _synapse_waits: bool = False
     _began_ts: int = 0
+    _synapse_began_ts: int = 0
+    # How long a transaction took that arrived, Synapse's or ours: the longest, of older ones less.
+    _takes_ms: int = 0
     _we_failed: bool = False
     # Whether the last transaction of Synapse's failed, and none has arrived since.
     _is_away: bool = False
@@ -108,7 +113,8 @@ class Turn:
             return 0
         left_ms = MAX_WAIT_MS - self._waited_ms
         if self.ours is Ours.SENDING and not (self._we_failed or self._is_away):
-            left_ms = max(left_ms, MAX_SENDING_MS - self._waited_for_this_ms)
+            sending_ms = min(2 * self._takes_ms, MAX_SENDING_MS)
+            left_ms = max(left_ms, sending_ms - self._waited_for_this_ms)
         return max(0, left_ms)
 
     def synapse_comes(self) -> None:
@@ -124,14 +130,17 @@ class Turn:
             self._has_waited |= self._waited_ms >= MAX_WAIT_MS
         self._arrived = False
 
-    def synapse_begins(self) -> None:
+    def synapse_begins(self, now: int) -> None:
         """A transaction of Synapse's queue is sent."""
+        self._synapse_began_ts = now
         self.synapse_sends, self._synapse_waits = True, False
         if self.ours is Ours.NEXT:
             self.ours = Ours.AFTER_SYNAPSE
 
-    def synapse_ended(self, *, arrived: bool) -> None:
+    def synapse_ended(self, now: int, *, arrived: bool) -> None:
         """The transaction of Synapse's queue has ended."""
+        if arrived:
+            self._took(now - self._synapse_began_ts)
         self.synapse_sends, self._is_away = False, not arrived
         if self.ours is Ours.AFTER_SYNAPSE:
             self.ours = Ours.NEXT
@@ -141,6 +150,9 @@ class Turn:
             self._has_waited = False
         self.is_alone |= arrived and self._we_failed
         self._is_after_outage = (self._is_after_outage or not arrived) and not self.is_alone
+
+    def _took(self, took_ms: int) -> None:
+        self._takes_ms = max(took_ms, self._takes_ms * 3 // 4)
 
     # We.
 
@@ -182,6 +194,7 @@ class Turn:
         self._we_failed = ending is not Ending.ARRIVED
         if not self._we_failed:
             self.is_alone = self._is_away = False
+            self._took(took_ms)
             if not self.is_ahead:
                 self._arrived, self._waited_ms = True, 0
         elif ending is Ending.UNAVAILABLE:

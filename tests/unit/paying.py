@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import attr
@@ -188,6 +189,10 @@ class Server:
         sending: how many transactions to it are on their way.
         synapse_sends: whether one of Synapse's own queue is; it refuses ours meanwhile.
         questions: how often it was asked for an event.
+        reads_ms: how long it takes to read each event, one after the other, that it took; None if
+            that is no time. Once a hundred are unread it throws away all but the newest.
+        sends: how often it answered a transaction of ours.
+        hangs: whether it answers none of ours, and takes Synapse's beside them.
     """
 
     name: str
@@ -204,6 +209,11 @@ class Server:
     synapse_sends: bool = False
     questions: int = 0
     rejected: Collection[str] = ()
+    reads_ms: int | None = None
+    sends: int = 0
+    hangs: bool = False
+    staged: dict[str, None] = attr.Factory(dict)
+    pruned: int = 0
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -268,9 +278,9 @@ class Network:
         server.sending += 1
         self.sending_at_once += server.fails is None
         self.most_at_once = max(self.most_at_once, self.sending_at_once)
-        fails = server.fails
+        fails = 0 if server.hangs else server.fails
         is_refused = server.synapse_sends
-        await self._time.sleep(server.takes_ms)
+        await self._time.sleep(20_000 if server.hangs else server.takes_ms)
         server.sending -= 1
         self.sending_at_once -= fails is None
         if is_refused:
@@ -278,13 +288,38 @@ class Network:
         if fails is not None:
             raise RequestFailed(f"it answered {fails}", fails)
         refused = set()
+        server.sends += 1
         for one in events:
             server.copies[one.event_id] += 1
             if server.refuses():
                 refused.add(one.event_id)
             elif not server.loses():
-                server.kept.add(one.event_id)
+                self.stage(server, one.event_id)
         return Answer(frozenset(one.event_id for one in events) - refused, frozenset(refused))
+
+    def stage(self, server: Server, event_id: str) -> None:
+        """Let a server read an event after those that it took before."""
+        if server.reads_ms is None:
+            server.kept.add(event_id)
+            return
+        server.staged[event_id] = None
+        if len(server.staged) == 1:
+            self._read_next(server)
+
+    def _read_next(self, server: Server) -> None:
+        event_id = next(iter(server.staged))
+        is_known = event_id in server.kept
+        reads_ms = (server.reads_ms or 0) if not is_known else min(3, server.reads_ms or 0)
+        self._time.call_later(reads_ms, partial(self._read, server, event_id))
+
+    def _read(self, server: Server, event_id: str) -> None:
+        server.kept.add(event_id)
+        del server.staged[event_id]
+        if len(server.staged) >= 100:
+            server.pruned += len(server.staged) - 1
+            server.staged = dict.fromkeys([list(server.staged)[-1]])
+        if server.staged:
+            self._read_next(server)
 
     async def has_event(self, server_name: str, event_id: str) -> Reply:
         """What the server says."""
@@ -453,7 +488,7 @@ class Queue:
         self.waits.append(time.monotonic_ms() - began)
         looper.transaction_begins(server.name)
         refused = 0
-        while server.sending:
+        while server.sending and not server.hangs:
             refused += 1
             await time.sleep(1_000 * min(4**refused, 60))
         self.refused += refused

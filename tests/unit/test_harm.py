@@ -45,3 +45,18 @@ def test_queue_to_a_slow_server(takes_ms: int, every_ms: int) -> None:
     assert quantiles(queue.latencies, n=20)[-1] <= alone_ms + takes_ms
     # It is paid all the same.
     assert len(server.copies) >= 500
+
+
+# F5a
+def test_queue_to_a_server_that_hangs_for_ours_only() -> None:
+    """It waits for two seconds in all."""
+    world = World()
+    server = world.server("b.example", takes_ms=20)
+    queue = Queue(world, server, 1_000)
+    world.time.run(lambda: False, 5_000)
+    server.hangs = True
+    world.events("!room", 100)
+    world.join("!room", server)
+    world.time.run(lambda: False, 120_000)
+    assert 1_900 <= sum(queue.waits) <= 2_100
+    assert len(queue.latencies) >= 120

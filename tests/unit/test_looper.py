@@ -289,6 +289,56 @@ def test_plain_events_in_the_room_cost_no_questions(every_ms: int) -> None:
     assert server.questions <= 150
 
 
+# F2, F8
+@pytest.mark.parametrize("reads_ms", [None, 5, 10])
+def test_thousand_events_cost_a_quick_joiner_sixty_requests(reads_ms: int | None) -> None:
+    """All are sent twice, and one question tells for three transactions."""
+    world = World()
+    server = world.server("b.example", reads_ms=reads_ms)
+    world.events("!room", 1_000)
+    world.join("!room", server)
+    assert world.run_until_paid([server], 120_000)
+    assert set(server.copies.values()) == {2}
+    assert server.sends + server.questions <= 60
+    assert server.pruned == 0
+
+
+# F2, F5, F7
+@pytest.mark.parametrize("count", [200, 1_000])
+def test_slow_joiner_is_asked_after_each_transaction(count: int) -> None:
+    """It reads three events in a second, and throws nothing away."""
+    world = World()
+    server = world.server("b.example", reads_ms=333)
+    world.events("!room", count)
+    world.join("!room", server)
+    assert world.run_until_paid([server], HOUR_MS)
+    assert set(server.copies.values()) == {2}
+    assert len(server.kept) == count
+    assert server.pruned == 0
+    assert server.sends + server.questions <= 125
+
+
+# F1, F7
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 1 << 32))
+def test_joiner_that_reads_now_fast_now_slowly_loses_nothing(seed: int) -> None:
+    """Though it may throw away what was sent without a question: each event is sent twice."""
+    world, random = World(), Random(seed)
+    server = world.server("b.example", takes_ms=random.choice([20, 50, 200]))
+
+    def change() -> None:
+        server.reads_ms = random.choice([3, 5, 5, 10, 10, 20, 40, 333])
+        world.time.call_later(random.choice([500, 2_000, 5_000]), change)
+
+    change()
+    world.events("!room", 500)
+    world.join("!room", server)
+    assert world.run_until_paid([server], HOUR_MS)
+    world.time.run(lambda: not server.staged, 200_000)
+    assert len(server.kept) == 500
+    assert set(server.copies.values()) <= {1, 2}
+
+
 # F1
 @pytest.mark.parametrize("is_joiner", [False, True])
 def test_server_that_has_rejected_one_event(is_joiner: bool) -> None:

@@ -14,7 +14,7 @@ def wait_fully(turn: Turn) -> int:
     turn.synapse_comes()
     waited_ms = turn.synapse_waits_ms
     turn.synapse_waited(waited_ms)
-    turn.synapse_begins()
+    turn.synapse_begins(0)
     return waited_ms
 
 
@@ -28,7 +28,7 @@ def test_synapse_waits_once_for_an_outage(steps: list[tuple[str, Ending]]) -> No
         if who == "synapse":
             waited += wait_fully(turn)
             assert waited <= MAX_WAIT_MS
-            turn.synapse_ended(arrived=ending is Ending.ARRIVED)
+            turn.synapse_ended(0, arrived=ending is Ending.ARRIVED)
             if ending is not Ending.ARRIVED:
                 # The next outage.
                 waited = 0
@@ -50,7 +50,7 @@ def test_without_an_outage_synapse_waits_for_what_arrives(
         if who == "synapse":
             waited += wait_fully(turn)
             assert waited <= MAX_WAIT_MS
-            turn.synapse_ended(arrived=True)
+            turn.synapse_ended(0, arrived=True)
         elif turn.claim():
             if ending is Ending.FAILED:
                 # Synapse's transaction comes while ours is on its way.
@@ -58,8 +58,8 @@ def test_without_an_outage_synapse_waits_for_what_arrives(
                 wait_ms = turn.synapse_waits_ms
                 turn.synapse_waited(wait_ms)
                 waited += wait_ms
-                turn.synapse_begins()
-                turn.synapse_ended(arrived=True)
+                turn.synapse_begins(0)
+                turn.synapse_ended(0, arrived=True)
             if ending is not Ending.UNAVAILABLE:
                 turn.ended(ending, 0)
             waited *= ending is not Ending.ARRIVED
@@ -86,8 +86,8 @@ def test_if_only_ours_fail_we_never_go_ahead(failures: list[Ending]) -> None:
     turn = Turn()
     turn.claim()
     turn.ended(Ending.UNAVAILABLE, 0)
-    turn.synapse_begins()
-    turn.synapse_ended(arrived=True)
+    turn.synapse_begins(0)
+    turn.synapse_ended(0, arrived=True)
     for ending in failures:
         if ending is Ending.ARRIVED:
             continue
@@ -105,9 +105,9 @@ def test_if_only_ours_fail_we_never_go_ahead(failures: list[Ending]) -> None:
 # F3
 def test_a_server_that_was_away_is_first_sent_what_it_missed() -> None:
     turn = Turn()
-    turn.synapse_begins()
+    turn.synapse_begins(0)
     assert not turn.is_ahead
-    turn.synapse_ended(arrived=False)
+    turn.synapse_ended(0, arrived=False)
     assert turn.synapse_waits_ms == MAX_WAIT_MS
     assert not turn.is_second(is_from_before_join=False)
     turn.finish()
@@ -118,11 +118,11 @@ def test_a_server_that_was_away_is_first_sent_what_it_missed() -> None:
 def test_the_turn_after_synapses_transaction_is_ours() -> None:
     """Though its next one would begin at once, and we wait for ours without doing anything."""
     turn = Turn()
-    turn.synapse_begins()
+    turn.synapse_begins(0)
     assert not turn.claim()
     turn.give_way()
     assert turn.synapse_waits_ms == 0
-    turn.synapse_ended(arrived=True)
+    turn.synapse_ended(0, arrived=True)
     assert turn.is_ours
     assert turn.synapse_waits_ms == MAX_WAIT_MS
     turn.synapse_comes()
@@ -140,18 +140,18 @@ def test_synapse_is_next_if_it_waits() -> None:
     turn.ended(Ending.ARRIVED, 0)
     assert not turn.claim()
     assert turn.synapse_waits_ms == 0
-    turn.synapse_begins()
-    turn.synapse_ended(arrived=True)
+    turn.synapse_begins(0)
+    turn.synapse_ended(0, arrived=True)
     assert turn.claim()
 
 
 # F5
 def test_turn_that_is_not_needed_any_more() -> None:
     turn = Turn()
-    turn.synapse_begins()
+    turn.synapse_begins(0)
     assert not turn.claim()
     turn.finish()
-    turn.synapse_ended(arrived=True)
+    turn.synapse_ended(0, arrived=True)
     assert not turn.is_ours
 
 
@@ -210,8 +210,13 @@ def test_late_return_of_a_slot_takes_no_other_one() -> None:
 
 # F5a
 def test_synapse_waits_for_the_end_of_ours_that_is_on_its_way() -> None:
-    """It would be refused meanwhile; but not once one of ours has failed."""
+    """It would be refused meanwhile; but not once one of ours has failed.
+
+    If it is known how long transactions to the server take: for twice as long.
+    """
     turn = Turn()
+    turn.synapse_begins(0)
+    turn.synapse_ended(MAX_SENDING_MS, arrived=True)
     for ending in (Ending.ARRIVED, Ending.FAILED):
         assert turn.claim()
         turn.synapse_comes()
@@ -222,11 +227,31 @@ def test_synapse_waits_for_the_end_of_ours_that_is_on_its_way() -> None:
         turn.ended(ending, MAX_WAIT_MS)
         # We rest, so that what has come in between is sent first.
         assert turn.rests_until > 4 * MAX_WAIT_MS
-        turn.synapse_begins()
-        turn.synapse_ended(arrived=True)
+        turn.synapse_begins(0)
+        turn.synapse_ended(0, arrived=True)
     turn.claim()
     turn.began(0)
     assert turn.synapse_waits_ms == 0
+
+
+# F5a
+@given(st.integers(0, 2 * MAX_SENDING_MS), st.booleans())
+def test_synapse_waits_long_if_transactions_are_known_to_take_long(
+    took_ms: int, is_ours: bool
+) -> None:
+    """Synapse's or ours; otherwise for two seconds: the server may hang for ours only."""
+    turn = Turn()
+    if is_ours:
+        turn.claim()
+        turn.began(0)
+        turn.ended(Ending.ARRIVED, took_ms)
+    else:
+        turn.synapse_begins(0)
+        turn.synapse_ended(took_ms, arrived=True)
+    turn.claim()
+    turn.began(took_ms)
+    turn.synapse_comes()
+    assert turn.synapse_waits_ms == max(MAX_WAIT_MS, min(2 * took_ms, MAX_SENDING_MS))
 
 
 # F5
@@ -235,11 +260,11 @@ def test_turn_is_never_ours_while_synapse_sends() -> None:
     turn = Turn()
     assert turn.claim()
     turn.synapse_comes()
-    turn.synapse_begins()
+    turn.synapse_begins(0)
     assert not turn.is_ours
     assert not turn.claim()
     assert turn.is_after_this
-    turn.synapse_ended(arrived=True)
+    turn.synapse_ended(0, arrived=True)
     assert turn.ours is Ours.NEXT
 
 
@@ -249,8 +274,8 @@ def test_turn_stays_ours_until_our_transaction_has_ended() -> None:
     turn = Turn()
     assert turn.claim()
     turn.began(0)
-    turn.synapse_begins()
-    turn.synapse_ended(arrived=False)
+    turn.synapse_begins(0)
+    turn.synapse_ended(0, arrived=False)
     turn.give_way()
     assert turn.is_ours
     turn.ended(Ending.ARRIVED, 0)
