@@ -515,13 +515,12 @@ class Looper:
         if now < turn.rests_until and not turn.is_ahead:
             step.payment.deferred(now, turn.rests_until)
             return False
-        if (
-            turn.is_second(is_from_before_join=is_from_before_join)
-            and step.payment.may_defer(now)
-            and self._federation.remind_queue(name)
-        ):
-            step.payment.deferred(now, now + _TICK_MS)
-            return False
+        if turn.is_second(is_from_before_join=is_from_before_join):
+            if not self._federation.remind_queue(name):
+                debtor.stop_deferring()
+            elif debtor.may_defer(now):
+                step.payment.deferred(now, now + _TICK_MS)
+                return False
         if not turn.claim():
             step.payment.deferred(now, now + MAX_DEFERRAL_MS)
             return False

@@ -56,6 +56,9 @@ _REFUSAL_COUNTS_MS: Final = 120_000
 _LONGEST_ERROR_PAUSE_MS: Final = 60_000
 _MAX_ERRORS: Final = 5
 _FIRST_PAUSE_MS: Final = 1_000
+# So many failures in a row may mean that nobody is there. After that the transactions may be the
+# reason: a proxy may hang up on them, or answer for the server.
+_MAX_UNCLEAR_FAILURES: Final = 3
 _LONGEST_PAUSE_MS: Final = 300_000
 # The pause of an event that makes a transaction fail even if it is alone in it.
 _ALONE_PAUSE_MS: Final = 5_000
@@ -66,7 +69,7 @@ _LONGEST_TAKEN_PAUSE_MS: Final = 3_600_000
 _LONGEST_SERVER_PAUSE_MS: Final = 600_000
 # A server that shows that it is back is tried after that part of its pause.
 _PART_IF_BACK: Final = 10
-# How long Synapse's queue goes first before we take the next turn.
+# How long Synapse's queue goes first before we take turns with it.
 MAX_DEFERRAL_MS: Final = 30_000
 
 NEVER: Final = 1 << 62
@@ -273,7 +276,7 @@ class Payment:
     _tries: dict[str, _Tries] = attr.Factory(dict)
     _question: Arrival | None = None
     _joining: Joining | None = None
-    _deferred_ts: int | None = None
+    _is_deferred: bool = False
     # Whether the server has joined since the transaction, or the look, began that is under way.
     _joined_meanwhile: bool = False
     # How often in a row the server did not know the room, and until when not to try again.
@@ -395,7 +398,7 @@ class Payment:
             self._sends_twice |= sum(map(self._is_early, found.due)) > _MAX_ASKED
             self._become(Outcome.CHOSE, now)
         if self.state is not State.CHOSEN:
-            self._deferred_ts = None
+            self._is_deferred = False
 
     def _keep_due(self, due: list[StickyEvent]) -> list[StickyEvent]:
         """Forget the events that are not due any more; return the due ones to send."""
@@ -530,23 +533,18 @@ class Payment:
 
     def deferred(self, now: int, until_ts: int) -> None:
         """Synapse's own queue goes first."""
-        if self._deferred_ts is None:
-            self._deferred_ts = now
+        self._is_deferred = True
         self.debtor.obstacle = "Synapse's own queue is sending to it"
         self._become(Outcome.DEFERRED, until_ts)
 
     @property
     def is_deferred(self) -> bool:
         """Whether Synapse's queue went first, and it is our turn as soon as that has ended."""
-        return self._deferred_ts is not None
-
-    def may_defer(self, now: int) -> bool:
-        """Return whether Synapse's queue can go first: not for ever, if it gets nowhere."""
-        return self._deferred_ts is None or now - self._deferred_ts < MAX_DEFERRAL_MS
+        return self._is_deferred
 
     def began(self, events: list[StickyEvent]) -> None:
         """A transaction with these events is on its way."""
-        self._deferred_ts = None
+        self._is_deferred = False
         self._joined_meanwhile = False
         if self._joining is not None:
             # Then it is asked again.
@@ -557,7 +555,7 @@ class Payment:
     def sent(self, sent: Sent, now: int) -> list[StickyEvent]:
         """The server has answered, or nothing was left to send; return the events to give up."""
         if sent.accepted or sent.refused or sent.missing:
-            self.debtor.succeeded()
+            self.debtor.succeeded(len(sent.accepted))
         if self._joined_meanwhile:
             # What it did with these does not count any more.
             self._become(Outcome.NOTHING_TAKEN, now)
@@ -687,6 +685,10 @@ class Debtor:
     paid: int = 0
     oldest_age_ms: int = 0
     _not_before_if_back: int = 0
+    # Until when Synapse's queue goes first; None if it does not.
+    _defers_until: int | None = None
+    # How many events the server took since it went first for the last time.
+    _taken_since: int = 0
     # How many errors of ours there were in a row, in whatever rooms.
     _errors: int = 0
 
@@ -773,8 +775,25 @@ class Debtor:
             if payment.state is State.BEHIND_SYNAPSE:
                 payment.next_ts = now
 
-    def succeeded(self) -> None:
-        """The server has taken a transaction."""
+    def may_defer(self, now: int) -> bool:
+        """Return whether Synapse's queue, which is busy, goes first.
+
+        Not for ever: it may get nowhere, or never be done. Then we take turns with it for as many
+        events as one visit has.
+        """
+        if self._defers_until is None:
+            self._defers_until, self._taken_since = now + MAX_DEFERRAL_MS, 0
+        return now < self._defers_until
+
+    def stop_deferring(self) -> None:
+        """Synapse's queue is idle, or is to go first again."""
+        self._defers_until = None
+
+    def succeeded(self, taken: int) -> None:
+        """The server has taken a transaction, and so many of its events."""
+        self._taken_since += taken
+        if self._taken_since >= _MAX_EVENTS_PER_VISIT:
+            self.stop_deferring()
         self.failures, self.not_before = 0, 0
         self.limit = min(self.limit + 1, MAX_EVENTS)
 
@@ -799,10 +818,13 @@ class Debtor:
         if_back_ts = now + max(ours_ms // _PART_IF_BACK, pause_ms)
         self.pause(now + max(ours_ms, pause_ms), if_back_ts, obstacle)
         send.payment.failed(now)
+        self.stop_deferring()
+        is_alone |= self.failures > _MAX_UNCLEAR_FAILURES
         if is_alone and len(send.events) > 1:
             self.limit = len(send.events) // 2
         elif is_alone:
-            send.payment.set_aside(send.events[0], now)
+            # Counted from when the server is tried again: otherwise it would be the first again.
+            send.payment.set_aside(send.events[0], self.not_before)
 
 
 _SENT_ALL: Final = {State.SETTLED, State.CONFIRMING}

@@ -180,6 +180,7 @@ class Server:
         takes_ms: how long it takes to answer to transactions.
         asks_ms: how long to questions; as long if it is None.
         fails: what it answers to transactions instead, if that is an error: an HTTP status.
+        breaks: what it answers to one with these events, if that is an error.
         reply: what it answers when asked for events, if not what is so.
         loses: how often it takes an event without having it then.
         rejected: the events that it takes and then does not have in its room's history.
@@ -199,6 +200,7 @@ class Server:
     takes_ms: int = 20
     asks_ms: int | None = None
     fails: int | None = None
+    breaks: Callable[[Sequence[str]], int | None] = lambda event_ids: None
     reply: Reply | None = None
     loses: Callable[[], bool] = lambda: False
     refuses: Callable[[], bool] = lambda: False
@@ -279,10 +281,12 @@ class Network:
         self.sending_at_once += server.fails is None
         self.most_at_once = max(self.most_at_once, self.sending_at_once)
         fails = 0 if server.hangs else server.fails
+        if fails is None:
+            fails = server.breaks([one.event_id for one in events])
         is_refused = server.synapse_sends
         await self._time.sleep(20_000 if server.hangs else server.takes_ms)
         server.sending -= 1
-        self.sending_at_once -= fails is None
+        self.sending_at_once -= server.fails is None
         if is_refused:
             raise RequestFailed("it answered 429", 429)
         if fails is not None:

@@ -60,3 +60,48 @@ def test_queue_to_a_server_that_hangs_for_ours_only() -> None:
     world.time.run(lambda: False, 120_000)
     assert 1_900 <= sum(queue.waits) <= 2_100
     assert len(queue.latencies) >= 120
+
+
+# F3, F5a
+@pytest.mark.parametrize("every_ms", [None, 600_000, 2_000])
+@pytest.mark.parametrize("status", [400, 413, 500, 0, 429, 503, 504])
+def test_oldest_event_cannot_be_taken(status: int, every_ms: int | None) -> None:
+    """The others arrive all the same, whether Synapse has anything for the server or not."""
+    world = World()
+    server = world.server("b.example")
+    server.breaks = lambda event_ids: status if "$1" in event_ids else None
+    world.time.run(lambda: False, 2_000)
+    world.events("!room", 20)
+    if every_ms is not None:
+        Queue(world, server, every_ms)
+    world.join("!room", server)
+    rest = {f"${number}" for number in range(2, 21)}
+    # The second may also mean that nobody is there.
+    limit_ms = 60_000 if status in (400, 413, 500) else 300_000
+    assert world.time.run(lambda: server.kept >= rest, limit_ms)
+
+
+# F3, F5a
+@pytest.mark.parametrize("status", [413, 0, 429, 504])
+def test_transactions_that_are_too_large(status: int) -> None:
+    """They get smaller, whatever tells that they are."""
+    world = World()
+    server = world.server("b.example")
+    server.breaks = lambda event_ids: status if len(event_ids) > 10 else None
+    world.time.run(lambda: False, 2_000)
+    world.events("!room", 40)
+    world.join("!room", server)
+    assert world.time.run(lambda: len(server.kept) == 40, 90_000)
+
+
+# F3, F5
+def test_queue_that_is_never_idle() -> None:
+    """It goes first for half a minute, and then we take turns with it."""
+    world = World(federation_grace_period="1s")
+    server = world.server("b.example", takes_ms=100)
+    Queue(world, server, 50)
+    world.joined("!room", server)
+    world.time.run(lambda: False, 2_000)
+    world.events("!room", 300)
+    sticky = {f"${number}" for number in range(1, 301)}
+    assert world.time.run(lambda: server.kept >= sticky, 60_000)
