@@ -64,8 +64,8 @@ async def run_within(
     Args:
         consequence: what giving up leads to, for the log.
     """
-    ended = hs.run_as_background_process("sticky_hook", func, *args)
     try:
+        ended = hs.run_as_background_process("sticky_hook", func, *args)
         await make_deferred_yieldable(
             timeout_deferred(
                 deferred=stop_cancellation(ended), timeout=limit_ms / 1000, clock=hs.get_clock()
@@ -73,6 +73,11 @@ async def run_within(
         )
     except defer.TimeoutError:
         logger.warning("%s: not done within %.1f s", consequence, limit_ms / 1000)
+    except defer.CancelledError:
+        raise
+    except Exception as error:
+        # Errors of our part are logged by then: a homeserver that is shut down starts nothing.
+        logger.debug("%s: %s", consequence, error)
 
 
 def wrap(owner: object, name: str, wrapper: Callable[..., Any], *parameters: str) -> None:

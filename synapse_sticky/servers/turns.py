@@ -6,9 +6,9 @@ one, so the two take turns. Synapse's traffic comes first, but for one case: a s
 away is first sent the sticky events that it missed, so that it gets them in order.
 
 Synapse's queue waits for nothing but a transaction of ours that is on its way or begins at once,
-and after an outage until the missed events are sent and read: two seconds in all. If transactions to
-the server are known to take long it waits until the one of ours has ended that is on its way. We have the turn only for such a transaction:
-never while we ask something.
+and after an outage until the missed events are sent and read: two seconds in all. If transactions
+to the server are known to take long it waits until the one of ours has ended that is on its way. We
+have the turn only for such a transaction: never while we ask something.
 """
 
 import enum

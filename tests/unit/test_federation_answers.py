@@ -65,7 +65,7 @@ class Agent:
         (b"-7", b"", 0),
         (b"soon", b"", 0),
         (b"7.5", b"", 0),
-        ("٧".encode(), b"", 0),
+        (b"\xd9\xa7", b"", 0),
         (b"Fri, 31 Dec 2027 23:59:59 GMT", b"", 0),
         (b"31536000", b"", 600_000),
         (b"9" * 5_000, b"", 600_000),
@@ -75,9 +75,14 @@ class Agent:
 def test_header_says_when_to_try_again(value: bytes, body: bytes, retry_after_ms: int) -> None:
     """A 429 of a proxy has no Matrix error, but this header; whatever is in it."""
     agent = _Agent(Agent(value), Time(), 1_000)
-    with pytest.raises(RequestFailed) as caught, _as_request_failed():
-        agent.request()
-        raise HttpResponseException(429, "as the test wants", body)
+
+    def fail() -> None:
+        with _as_request_failed():
+            agent.request()
+            raise HttpResponseException(429, "as the test wants", body)
+
+    with pytest.raises(RequestFailed) as caught:
+        fail()
     assert caught.value.retry_after_ms == retry_after_ms
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 from synapse.module_api.errors import ConfigError
+from synapse.server import HomeServer
 from twisted.enterprise.adbapi import ConnectionLost
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, ensureDeferred
 
-from synapse_sticky.hooks.guard import wrap
+from synapse_sticky.hooks.guard import run_within, wrap
 from synapse_sticky.seams.checks import TESTED_RANGE, require, synapse_version
 from synapse_sticky.seams.failures import shielded
 
@@ -119,3 +120,26 @@ def test_what_is_replaced_keeps_its_name() -> None:
         wrap(module, "gone", ours)
     with pytest.raises(ConfigError):
         wrap(module, "fetch", ours, "user_id")
+
+
+def test_a_homeserver_that_is_shut_down_starts_nothing() -> None:
+    """Synapse refuses to, and its queue goes on."""
+    is_started = False
+
+    async def start() -> None:
+        nonlocal is_started
+        is_started = True
+
+    class ShutDown:
+        """As Synapse's, once it has been shut down."""
+
+        _is_shutdown = True
+        run_as_background_process = HomeServer.run_as_background_process
+
+    hs: Any = ShutDown()
+    with pytest.raises(Exception, match="shutdown"):
+        hs.run_as_background_process("test", start)
+    results: list[None] = []
+    ensureDeferred(run_within(hs, 1_000, "Not done", start)).addCallback(results.append)
+    assert results == [None]
+    assert not is_started
