@@ -322,7 +322,7 @@ class Payment:
         self._not_before = self._put_off_until = 0
         for tries in self._tries.values():
             tries.next_ts = 0
-        if self.state in (State.PAUSED, State.BEHIND_SYNAPSE):
+        if self.state in _WAITING:
             self._become(Outcome.TIME, now)
         elif self.state is not State.CONFIRMING:
             self.next_ts = min(self.next_ts, now)
@@ -352,7 +352,7 @@ class Payment:
 
     def step(self, now: int) -> Look | Ask | Send:
         """Return what to do next; to be called when :attr:`next_ts` has come."""
-        if self.state in (State.PAUSED, State.BEHIND_SYNAPSE):
+        if self.state in _WAITING:
             self._become(Outcome.TIME, now)
         if self.state is State.CHOSEN:
             return Send(self, self.chosen[: self.debtor.limit])
@@ -712,7 +712,8 @@ class Debtor:
     def is_busy(self, now: int) -> bool:
         """Return whether it is being sent events, so that Synapse's queue may wait for the end."""
         return now >= self.not_before and any(
-            p.state in _BUSY or p.chosen for p in self.rooms.values()
+            p.state in _BUSY or p.chosen or (p.state in _WAITING and p.next_ts <= now)
+            for p in self.rooms.values()
         )
 
     def would_lose(self, counts: Mapping[str, int]) -> bool:
@@ -828,4 +829,5 @@ class Debtor:
 
 
 _SENT_ALL: Final = {State.SETTLED, State.CONFIRMING}
+_WAITING: Final = {State.PAUSED, State.BEHIND_SYNAPSE}
 _BUSY: Final = {State.DUE, State.DIGESTING, State.CHOSEN, State.SENDING}

@@ -643,3 +643,31 @@ def test_whatever_happens_servers_are_paid(seed: int, happenings: int) -> None:
     assert not world.looper._turns
     assert world.api.errors == []
     assert world.api.deepest < 120
+
+
+# F3, F5, F5a
+@pytest.mark.parametrize("takes_ms", [20, 5_000])
+def test_what_was_missed_comes_first(takes_ms: int) -> None:
+    """Synapse's queue, whose catch-up begins with the newest, waits for it: for two seconds."""
+    world = World(federation_grace_period="1s")
+    server = world.server("b.example", fails=503)
+    world.joined("!room", server)
+    world.time.run(lambda: False, 2_000)
+    world.events("!room", 30)
+    assert world.time.run(lambda: bool(world.looper.debts()), 10_000)
+    world.looper.transaction_begins(server.name)
+    world.looper.transaction_ended(server.name, arrived=False)
+    world.time.run(lambda: False, 5_000)
+    server.fails, server.takes_ms = None, takes_ms
+    began_ms, ended = world.time.monotonic_ms(), []
+
+    async def send() -> None:
+        assert world.looper.makes_wait(server.name)
+        await world.looper.before_transaction(server.name, {"!room": 1})
+        ended.append((list(server.copies), world.time.monotonic_ms() - began_ms))
+
+    world.api.run_as_background_process("queue", send)
+    assert world.time.run(lambda: bool(ended), 60_000)
+    ((sent, waited_ms),) = ended
+    assert waited_ms <= 2_000
+    assert sent == ([f"${number}" for number in range(1, 31)] if takes_ms == 20 else [])
