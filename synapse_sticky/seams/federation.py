@@ -307,7 +307,7 @@ class Federation:
             if answer["event_id"] in named:
                 return Reply.HAS_NOT
             named.add(answer["event_id"])
-        return Reply.HAS if named else Reply.HAS_NOT
+        return Reply.HAS
 
     async def _ask(
         self, server_name: str, path: str, args: Mapping[str, str] | None = None
