@@ -83,6 +83,10 @@ class _NotFound(Exception):
     """The answer is 404."""
 
 
+class _NoSuchEvent(Exception):
+    """The answer is 404, and nothing else, as Synapse's to the question for an event."""
+
+
 class _Harmed(Exception):
     """The answer is that status, or none."""
 
@@ -653,7 +657,10 @@ class RemoteServer:
     ) -> Any:
         match method, parts:
             case "GET", ["event", event_id]:
-                return self._transaction([self._known_event(event_id).pdu])
+                try:
+                    return self._transaction([self._known_event(event_id).pdu])
+                except _NotFound as error:
+                    raise _NoSuchEvent from error
             case "GET", ["event_auth", _, event_id]:
                 chain = self._auth_chain([self._known_event(event_id)])
                 return {"auth_chain": [event.pdu for event in chain]}
@@ -881,6 +888,8 @@ class _Handler(BaseHTTPRequestHandler):
                 answer = remote.answer(self.command, self.path, body)
             except _NotFound as error:
                 status, answer = 404, {"errcode": "M_NOT_FOUND", "error": str(error)}
+            except _NoSuchEvent:
+                status, answer = 404, ""
             except _Harmed as error:
                 if isinstance(error.harm, Harm):
                     if error.harm is Harm.HANG:

@@ -398,6 +398,9 @@ def _read_error(body: bytes) -> tuple[str, int]:
         error = json.loads(body)
     except (ValueError, RecursionError):
         return "", 0
+    if error == "":
+        # That is all that Synapse says if it does not have an event.
+        return "M_NOT_FOUND", 0
     if not isinstance(error, Mapping):
         return "", 0
     code, asked_ms = error.get("errcode"), error.get("retry_after_ms")

@@ -30,6 +30,8 @@ def failure(status: int, body: bytes) -> RequestFailed:
         (b"[" * 8_000, "", 0),
         (b'{"a":' * 8_000, "", 0),
         (b"[]", "", 0),
+        # So Synapse says that it does not have an event.
+        (b'""', "M_NOT_FOUND", 0),
         (b"\xff", "", 0),
         (b'{"errcode": ["M_A"], "retry_after_ms": true}', "", 0),
         (b'{"errcode": "M_A", "retry_after_ms": 1500}', "M_A", 1_500),
