@@ -610,6 +610,8 @@ def test_answers_that_are_hostile(make_homeserver: MakeHomeserver) -> None:
         before = events_by_room(homeserver)
         cpu_s, memory_mib = cpu_used_s(homeserver), memory_used_mib(homeserver)
         eventually(lambda: is_recorded(homeserver, missed.event_id), 120, "the honest answer")
+        # Longer than an answer is waited for: others are asked at the same time.
+        time.sleep(12)
         spent = cpu_used_s(homeserver) - cpu_s, memory_used_mib(homeserver) - memory_mib
         after = events_by_room(homeserver)
         asked = {k: len(remote.requests) - counts[k] for k, remote in remotes.items()}
@@ -618,10 +620,9 @@ def test_answers_that_are_hostile(make_homeserver: MakeHomeserver) -> None:
         left_alone = {name for (name,) in homeserver.query(query)}
     after[rooms["honest"]] -= 1
     assert after == before
-    print(asked, spent)
-    assert max(asked.values()) < 30, asked
-    assert spent[0] < 20, spent
-    assert spent[1] < 120, spent
+    assert max(asked.values()) < 15, asked
+    assert spent[0] < 5, spent
+    assert spent[1] < 80, spent
     assert " ERROR " not in log
     assert SECRET not in log
     # Of events with a gap before them Synapse asks for more, and of their senders for the keys.
