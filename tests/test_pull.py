@@ -32,6 +32,7 @@ from tests.support import (
     is_stored,
     joined_room,
     now_ms,
+    sabotage,
     section_ids,
     send_sticky,
     sticky,
@@ -661,6 +662,34 @@ def test_a_slow_server(make_homeserver: MakeHomeserver) -> None:
         homeserver.restart()
         eventually(lambda: is_recorded(homeserver, missed.event_id), 40, "the other room")
         assert len(asked) == 1
+
+
+# P3
+def test_a_first_look_that_fails(
+    make_homeserver: MakeHomeserver, remote: RemoteServer, tmp_path: Path
+) -> None:
+    """Which rooms had sticky events is looked up again a little later."""
+    homeserver = make_homeserver("sqlite", federation=True)
+    functions = ["synapse_sticky.storage.store:StickyStore.get_expiry_by_sender"]
+    sabotage(homeserver, "Unreliable", {"directory": str(tmp_path), "functions": functions})
+    homeserver.start()
+    alice = homeserver.register()
+    room = create_room(alice)
+    carol = remote.join(homeserver, room, "carol")
+    before = remote.send_event(room, carol, **sticky())
+    eventually(lambda: is_recorded(homeserver, before.event_id))
+    missed = remote.create_event(room, "m.room.message", {}, carol, **sticky())
+    remote.remember(missed)
+    fails = tmp_path / "get_expiry_by_sender"
+    fails.touch()
+    position = homeserver.log_position()
+    homeserver.restart()
+    eventually(
+        lambda: "Cannot fetch the events that were missed" in homeserver.problems_since(position),
+        what="the failure",
+    )
+    fails.unlink()
+    eventually(lambda: is_recorded(homeserver, missed.event_id), 60, "the missed event")
 
 
 # P3
