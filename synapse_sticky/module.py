@@ -238,7 +238,9 @@ class StickyEventsModule:
             pull = config.pull_after_outage
             if pull is not None and has_federation(hs):
                 pulling = Pulling(hs, clock, metrics)
-                puller = Puller(api, clock, pull, store, reader, self._settings, tables, pulling)
+                puller = Puller(
+                    api, clock, pull, store, reader, self._settings, tables, bounds, pulling
+                )
                 on_server_back(hs, puller.on_server_back)
                 puller.start()
         if bounds.is_writer:

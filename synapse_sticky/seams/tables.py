@@ -218,6 +218,25 @@ class SynapseTables:
 
         return await self._api.run_db_interaction("sticky_find_unknown", find_unknown_txn)
 
+    async def find_gaps(self, after: int, up_to: int) -> list[tuple[str, str, int]]:
+        """Return the rooms of new events before which others are missing, sender and time of each.
+
+        Args:
+            after, up_to: the stream orderings of the events that are looked at.
+        """
+
+        def find_gaps_txn(txn: LoggingTransaction) -> list[tuple[str, str, int]]:
+            txn.execute(
+                "SELECT e.room_id, e.sender, e.received_ts FROM events AS e "
+                "INNER JOIN event_edges AS g USING (event_id) "
+                "INNER JOIN event_backward_extremities AS b ON b.event_id = g.prev_event_id "
+                "WHERE e.stream_ordering > ? AND e.stream_ordering <= ? AND NOT e.outlier",
+                (after, up_to),
+            )
+            return [(room_id, sender, received_ts or 0) for room_id, sender, received_ts in txn]
+
+        return await self._api.run_db_interaction("sticky_find_gaps", find_gaps_txn)
+
     async def find_recent_candidates(self, now_ts: int) -> list[Candidate]:
         """Return all events in the database that are sticky now, in stream order."""
 

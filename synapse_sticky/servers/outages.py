@@ -14,6 +14,8 @@ import attr
 _RETRY_AFTER_MS: Final = (60_000, 300_000, 900_000)
 # A server that has failed is not tried for another room meanwhile. Shorter than the above.
 _AVOID_MS: Final = 50_000
+# Nor one that has failed again, as soon as it could be tried: it may hang for long.
+_AVOID_AGAIN_MS: Final = 290_000
 # Nor sooner than that if it is back in the meantime: it may come and go all the time.
 _AVOID_BACK_MS: Final = 10_000
 # A room is asked about again after that time at the earliest, however often servers come and go.
@@ -22,11 +24,21 @@ _REST_MS: Final = 600_000
 
 @attr.s(slots=True, auto_attribs=True)
 class _Room:
+    # Since when it waits.
+    added_ms: int
     due_ms: int
     # When the next try comes by itself. One for a server that is back may come sooner.
     retry_ms: int
     tries: int = 0
-    failed: Collection[str] = ()
+    is_asked: bool = False
+    # The servers that have not answered in any of the tries.
+    failed: set[str] = attr.Factory(set)
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class _Failure:
+    at_ms: int
+    avoided_until_ms: int
 
 
 class Outages:
@@ -41,8 +53,7 @@ class Outages:
         self._max_rooms = max_rooms
         self._rooms: dict[str, _Room] = {}
         self._rests_until_ms: dict[str, int] = {}
-        self._failed_ms: dict[str, int] = {}
-        self._avoided_until_ms: dict[str, int] = {}
+        self._failures: dict[str, _Failure] = {}
 
     def add(self, room_ids: Iterable[str], due_ms: int) -> None:
         """Let these rooms be asked about, the most important first."""
@@ -52,30 +63,55 @@ class Outages:
             begins_ms = self._rests_until_ms.get(room_id, due_ms)
             if room_id in self._rooms or (begins_ms == due_ms and waiting >= self._max_rooms):
                 continue
-            self._rooms[room_id] = _Room(begins_ms, begins_ms)
+            self._rooms[room_id] = _Room(due_ms, begins_ms, begins_ms)
             waiting += begins_ms == due_ms
+
+    def add_gaps(self, gaps: Mapping[str, int], now_ms: int) -> None:
+        """Let rooms be asked about in which events are missing before a new one.
+
+        Args:
+            gaps: when the last of those new ones came, by room. Where a room was asked about
+                later, that has found out what it could.
+        """
+        _drop_past(self._rests_until_ms, now_ms)
+        asked_ms = {room_id: ms - _REST_MS for room_id, ms in self._rests_until_ms.items()}
+        self.add([r for r, ms in gaps.items() if ms > asked_ms.get(r, ms - 1)], now_ms)
 
     def on_back(self, server_names: Iterable[str], now_ms: int) -> None:
         """Servers are back: try again soon the rooms in which one of them has failed."""
         back_ms = {}
         for server_name in server_names:
-            failed_ms = self._failed_ms.get(server_name, now_ms - _AVOID_BACK_MS)
-            back_ms[server_name] = max(now_ms, failed_ms + _AVOID_BACK_MS)
-            if server_name in self._avoided_until_ms:
-                self._avoided_until_ms[server_name] = failed_ms + _AVOID_BACK_MS
+            failure = self._failures.pop(server_name, _Failure(now_ms - _AVOID_BACK_MS, now_ms))
+            back_ms[server_name] = max(now_ms, failure.at_ms + _AVOID_BACK_MS)
+            if back_ms[server_name] > now_ms:
+                self._failures[server_name] = _Failure(failure.at_ms, back_ms[server_name])
         for room in self._rooms.values():
             soonest_ms = [back_ms[name] for name in room.failed if name in back_ms]
             room.due_ms = min([room.due_ms, *soonest_ms])
+            room.failed.difference_update(back_ms)
 
     def due(self, now_ms: int) -> str | None:
-        """Return the room to ask about now, if there is any."""
-        due = (room_id for room_id, room in self._rooms.items() if room.due_ms <= now_ms)
-        return min(due, key=lambda room_id: self._rooms[room_id].due_ms, default=None)
+        """Return the room to ask about now, if there is any, until :meth:`ended`."""
+        waiting = {room_id: room for room_id, room in self._rooms.items() if not room.is_asked}
+        room_id = min(waiting, key=lambda room_id: waiting[room_id].due_ms, default=None)
+        if room_id is None or waiting[room_id].due_ms > now_ms:
+            return None
+        waiting[room_id].is_asked = True
+        return room_id
+
+    def waits_since_ms(self, room_id: str) -> int:
+        """Return when a room that is asked about was added."""
+        return self._rooms[room_id].added_ms
 
     @property
     def next_ms(self) -> int | None:
         """When the next room is due, None if there is none."""
-        return min((room.due_ms for room in self._rooms.values()), default=None)
+        due = (room.due_ms for room in self._rooms.values() if not room.is_asked)
+        return min(due, default=None)
+
+    def failed_last(self, room_id: str, server_names: Iterable[str]) -> list[str]:
+        """Put servers last that have failed in a room, so that each try gets on to others."""
+        return sorted(server_names, key=self._rooms[room_id].failed.__contains__)
 
     def ended(
         self, room_id: str, was_answered: bool, now_ms: int, failed: Collection[str] = ()
@@ -86,7 +122,8 @@ class Outages:
             failed: the servers that have not answered.
         """
         room = self._rooms[room_id]
-        room.failed = failed
+        room.is_asked = False
+        room.failed.update(failed)
         if was_answered:
             del self._rooms[room_id]
             self._rests_until_ms[room_id] = now_ms + _REST_MS
@@ -98,16 +135,26 @@ class Outages:
         else:
             del self._rooms[room_id]
 
-    def avoid(self, server_name: str, now_ms: int) -> None:
-        """Take note of a server that has failed."""
-        _drop_past(self._avoided_until_ms, now_ms)
-        self._failed_ms = {name: self._failed_ms[name] for name in self._avoided_until_ms}
-        self._failed_ms[server_name] = now_ms
-        self._avoided_until_ms[server_name] = now_ms + _AVOID_MS
+    def avoid(self, server_name: str, now_ms: int, has_failed: bool = True) -> None:
+        """Take note of a server that has failed, or was slow."""
+        self._failures = {
+            name: failure
+            for name, failure in self._failures.items()
+            if failure.avoided_until_ms + _AVOID_AGAIN_MS > now_ms
+        }
+        until_ms = now_ms + _AVOID_MS
+        failure = self._failures.get(server_name)
+        if failure is not None and failure.avoided_until_ms > now_ms:
+            # In several rooms at the same time.
+            until_ms = max(until_ms, failure.avoided_until_ms)
+        elif failure is not None and has_failed:
+            until_ms = now_ms + _AVOID_AGAIN_MS
+        self._failures[server_name] = _Failure(now_ms, until_ms)
 
     def avoids(self, server_name: str, now_ms: int) -> bool:
         """Whether a server has failed a moment ago."""
-        return self._avoided_until_ms.get(server_name, 0) > now_ms
+        failure = self._failures.get(server_name)
+        return failure is not None and failure.avoided_until_ms > now_ms
 
 
 def _drop_past(times: dict[str, int], now_ms: int) -> None:

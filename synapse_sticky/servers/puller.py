@@ -7,7 +7,7 @@ nothing at all if it has gone itself. So in rooms that had sticky events we ask 
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final, TypeVar
 
 from synapse.module_api import ModuleApi
@@ -20,9 +20,11 @@ from synapse_sticky.deliverable.reader import IndexReader
 from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.failures import shielded
 from synapse_sticky.seams.pulling import BackingOff, HasNothingToTell, PullFailed, Pulling
+from synapse_sticky.seams.streams import StreamBounds
 from synapse_sticky.seams.tables import SynapseTables
 from synapse_sticky.servers.outages import Outages, rooms_by_importance, servers_to_ask
 from synapse_sticky.servers.walk import Receipt, Walk
+from synapse_sticky.storage.rows import Changes
 from synapse_sticky.storage.store import StickyStore
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,14 @@ _START_AFTER_MS: Final = 3_000
 _GATHER_MS: Final = 5_000
 # Servers may come and go all the time. Each time all recorded events are looked at.
 _GATHER_AGAIN_MS: Final = 15_000
-# Between two requests.
+# Rooms that are asked about at the same time, each server about one of them: those that hang do
+# not hold up all rooms.
+_AT_ONCE: Final = 3
+# How often to look for events that have come with a gap before them.
+_LOOK_INTERVAL_MS: Final = 20_000
+# How long a room and a server are remembered after their last sticky event.
+_REMEMBER_MS: Final = 3_600_000
+# Between two requests in one room.
 _PAUSE_MS: Final = 200
 # For one server in one room; a request that has begun by then may take longer.
 _TIME_MS: Final = 60_000
@@ -50,7 +59,7 @@ _CONSIDERED: Final = 10
 
 
 class Puller:
-    """Asks other servers, one at a time. Costs nothing while there was no outage."""
+    """Asks other servers. Costs next to nothing while there was no outage."""
 
     def __init__(
         self,
@@ -61,6 +70,7 @@ class Puller:
         reader: IndexReader,
         settings: Settings,
         tables: SynapseTables,
+        bounds: StreamBounds,
         pulling: Pulling,
     ) -> None:
         self._api = api
@@ -70,21 +80,43 @@ class Puller:
         self._reader = reader
         self._settings = settings
         self._tables = tables
+        self._bounds = bounds
         self._pulling = pulling
         self._outages = Outages(config.max_rooms)
-        # When the last sticky event of a server in a room expires, by room and server.
+        # When the last sticky event of a server in a room expires or has expired, by room and
+        # server.
         self._live_until: dict[tuple[str, str], int] = {}
+        self._has_begun = False
+        # Up to where events were looked at for gaps before them.
+        self._looked_up_to = bounds.current().events
         self._back: set[str] = set()
         self._gathered_ms = -_GATHER_AGAIN_MS
-        self._is_pulling = False
-        # How long a server has let us wait in one room, for answers to us and to Synapse.
-        self._waited_ms = 0
+        # How many rooms are asked about now, and which servers are asked.
+        self._asking = 0
+        self._asked: set[str] = set()
         # When the next pull is to begin, None if nothing waits.
         self._wakes_ms: int | None = None
 
     def start(self) -> None:
         """Take this start for the end of an outage."""
+        self._reader.subscribe(self._on_changes)
+        self._api.looping_background_call(self._look, _LOOK_INTERVAL_MS, desc="sticky_pull_look")
         self._run(self._after_start)
+
+    def _on_changes(self, changes: Changes) -> None:
+        for event in changes.events:
+            self._remember(event.room_id, event.sender, event.expires_ts)
+
+    def _remember(self, room_id: str, sender: str, expires_ts: int) -> None:
+        key = room_id, get_domain_from_id(sender)
+        self._live_until[key] = max(expires_ts, self._live_until.get(key, expires_ts))
+
+    async def _look(self) -> None:
+        """Look whether an outage was noticed by nothing else."""
+        since_ts = self._clock.now_ts() - _REMEMBER_MS
+        for key in [key for key, until_ts in self._live_until.items() if until_ts < since_ts]:
+            del self._live_until[key]
+        await self._run_safely(self._after_gaps if self._has_begun else self._after_start)
 
     def on_server_back(self, server_name: str) -> None:
         """A server is back that could not be reached: it may not have reached us either.
@@ -103,11 +135,16 @@ class Puller:
     async def _run_safely(self, work: Callable[[], Awaitable[None]]) -> None:
         with shielded("Cannot fetch the events that were missed in an outage"):
             await work()
+        self._wake()
+
+    def _wake(self) -> None:
+        """Let the next pull begin when a room is due."""
         next_ms = self._outages.next_ms
         if next_ms is None:
-            self._live_until = {}
-            self._pulling.forget_servers()
-        elif not self._is_pulling and (self._wakes_ms is None or next_ms < self._wakes_ms):
+            if not self._asking:
+                self._pulling.forget_servers()
+            return
+        if self._asking < _AT_ONCE and (self._wakes_ms is None or next_ms < self._wakes_ms):
             self._wakes_ms = next_ms
             wait_ms = max(0, next_ms - self._clock.monotonic_ms())
             self._clock.call_later(wait_ms, lambda: self._on_time(next_ms))
@@ -119,36 +156,50 @@ class Puller:
 
     async def _after_start(self) -> None:
         # At once: the rows of events that have expired meanwhile are deleted soon.
-        self._live_until = await self._read()
+        for recorded in await self._store.get_expiry_by_sender():
+            self._remember(*recorded)
+        self._has_begun = True
         rooms = rooms_by_importance(self._config.rooms, self._live_until)
         self._outages.add(rooms, self._clock.monotonic_ms() + _START_AFTER_MS)
 
     async def _after_return(self) -> None:
         back, self._back = self._back, set()
-        now_ts, now_ms = self._clock.now_ts(), self._clock.monotonic_ms()
-        self._gathered_ms = now_ms
+        self._gathered_ms = now_ms = self._clock.monotonic_ms()
         self._outages.on_back(back, now_ms)
-        if not self._reader.index.rooms:
-            return
-        read = await self._read()
-        self._live_until.update(read)
-        live = {key: ts for key, ts in read.items() if key[1] in back and ts > now_ts}
-        self._outages.add(rooms_by_importance((), live), now_ms)
+        live = {key: ts for key, ts in self._live_until.items() if key[1] in back}
+        configured = [room_id for room_id in self._config.rooms if await self._is_in(room_id, back)]
+        self._outages.add(rooms_by_importance(configured, live), now_ms)
 
-    async def _read(self) -> dict[tuple[str, str], int]:
-        live_until: dict[tuple[str, str], int] = {}
-        for room_id, sender, expires_ts in await self._store.get_expiry_by_sender():
-            key = room_id, get_domain_from_id(sender)
-            live_until[key] = max(expires_ts, live_until.get(key, expires_ts))
-        return live_until
+    async def _is_in(self, room_id: str, server_names: Collection[str]) -> bool:
+        in_room = await self._pulling.servers_in_room(room_id)
+        return not set(server_names).isdisjoint(in_room)
+
+    async def _after_gaps(self) -> None:
+        """Ask about the rooms in which another server's new event has a gap before it.
+
+        If only requests to us fail, nothing else tells.
+        """
+        after, up_to = self._looked_up_to, self._bounds.current().events
+        rooms = {room_id for room_id, _ in self._live_until} | set(self._config.rooms)
+        found = await self._tables.find_gaps(after, up_to) if rooms and after < up_to else []
+        self._looked_up_to = up_to
+        now_ts, now_ms = self._clock.now_ts(), self._clock.monotonic_ms()
+        gaps: dict[str, int] = {}
+        for room_id, sender, received_ts in found:
+            if room_id in rooms and not self._api.is_mine(sender):
+                came_ms = now_ms - (now_ts - received_ts)
+                gaps[room_id] = max(came_ms, gaps.get(room_id, came_ms))
+        self._outages.add_gaps(gaps, now_ms)
 
     async def _pull(self) -> None:
-        if self._is_pulling:
+        if self._asking == _AT_ONCE:
             return
-        self._is_pulling = True
+        self._asking += 1
         counts: Counter[Receipt] = Counter()
         try:
             while (room_id := self._outages.due(self._clock.monotonic_ms())) is not None:
+                # The next room, while this one is asked about.
+                self._wake()
                 failed: set[str] = set()
                 was_answered = False
                 try:
@@ -156,7 +207,7 @@ class Puller:
                 finally:
                     self._outages.ended(room_id, was_answered, self._clock.monotonic_ms(), failed)
         finally:
-            self._is_pulling = False
+            self._asking -= 1
             if counts[Receipt.ACCEPTED]:
                 logger.info(
                     "Fetched %d events from other servers, in rooms with sticky events, that were "
@@ -175,19 +226,26 @@ class Puller:
         if await self._pulling.is_joining(room_id):
             return False
         in_room = await self._pulling.servers_in_room(room_id)
-        servers = servers_to_ask(room_id, in_room, self._live_until)
+        by_importance = servers_to_ask(room_id, in_room, self._live_until)
+        servers = self._outages.failed_last(room_id, by_importance)
         wanted = self._config.servers_per_room
         answered = asked_in_vain = 0
-        for server_name in servers[: wanted * _CONSIDERED]:
-            if max(answered, asked_in_vain) == wanted:
-                break
+        del servers[wanted * _CONSIDERED :]
+        while servers and max(answered, asked_in_vain) < wanted:
+            # Rather one that is not asked about another room at the moment.
+            server_name = min(servers, key=self._asked.__contains__)
+            servers.remove(server_name)
             if not await self._may_ask(server_name, room_id):
                 continue
+            while server_name in self._asked:
+                await self._clock.sleep(_PAUSE_MS)
             failed.add(server_name)
             if self._outages.avoids(server_name, self._clock.monotonic_ms()):
                 continue
+            visit = _Visit(self._clock)
+            self._asked.add(server_name)
             try:
-                counts += await self._pull_from(server_name, room_id)
+                counts += await self._pull_from(server_name, room_id, visit)
                 failed.discard(server_name)
                 answered += 1
             except BackingOff:
@@ -196,47 +254,67 @@ class Puller:
                 asked_in_vain += 1
                 if not isinstance(error, HasNothingToTell):
                     self._outages.avoid(server_name, self._clock.monotonic_ms())
-            if self._waited_ms > _SLOW_MS:
-                self._outages.avoid(server_name, self._clock.monotonic_ms())
-        return bool(answered) or not servers
+            finally:
+                self._asked.remove(server_name)
+            if visit.is_slow:
+                self._outages.avoid(server_name, self._clock.monotonic_ms(), has_failed=False)
+        return bool(answered) or not in_room
 
     async def _may_ask(self, server_name: str, room_id: str) -> bool:
         if self._settings.block_of_server(server_name) is not None:
             return False
         return await self._pulling.may_send(server_name, room_id)
 
-    async def _pull_from(self, server_name: str, room_id: str) -> Counter[Receipt]:
+    async def _pull_from(self, server_name: str, room_id: str, visit: "_Visit") -> Counter[Receipt]:
         """Fetch from a server the events of a room that are not known here.
 
         Raises:
             PullFailed: if it does not answer, or too slowly.
         """
-        self._waited_ms = 0
-        until_ms = self._clock.monotonic_ms() + _TIME_MS
-        newest = await self._timed(self._pulling.newest(server_name, room_id))
+        newest = await visit.timed(self._pulling.newest(server_name, room_id))
         now_ts = self._clock.now_ts()
         # A server may have sent its newest event by now, and not those before it.
-        since_ts = now_ts - _GAPS_MS
+        waited_ms = self._clock.monotonic_ms() - self._outages.waits_since_ms(room_id)
+        since_ts = now_ts - waited_ms - _GAPS_MS
         unknown = await self._tables.find_unknown(room_id, since_ts, get_domain_from_id)
         oldest_ts = max(unknown.begins_ts, now_ts - stickiness.MAX_DURATION_MS)
         walk = Walk([*newest, *unknown.gaps], oldest_ts, unknown.history)
         walk.know(await self._pulling.known_among(walk.to_look_up()))
         while wanted := walk.wanted():
-            await self._pause(until_ms)
+            await visit.pause()
             page = self._pulling.page(server_name, room_id, wanted)
-            walk.take(await self._timed(page))
+            walk.take(await visit.timed(page))
             walk.know(await self._pulling.known_among(walk.to_look_up()))
         while (event := walk.next()) is not None:
-            if await self._pulling.known_among([event.event_id]):
-                walk.know([event.event_id])
-            else:
-                received = self._pulling.receive(server_name, event)
-                walk.took(event, await self._timed(received))
-            self._check_time(until_ms)
-        await self._pause(until_ms)
+            # It may have come by itself, and Synapse may have fetched those before it.
+            named = [event.event_id, *event.prev_event_ids]
+            walk.know(await self._pulling.known_among(named))
+            if not walk.choose(event):
+                continue
+            if not await self._may_ask(server_name, room_id):
+                break
+            received = self._pulling.receive(server_name, event)
+            walk.took(event, await visit.timed(received))
+            visit.check_time()
+        await visit.pause()
         return walk.counts
 
-    async def _timed(self, work: Awaitable[T]) -> T:
+
+class _Visit:
+    """The time that one server takes in one room."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._until_ms = clock.monotonic_ms() + _TIME_MS
+        self._waited_ms = 0
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether the server lets us wait for long, for answers to us and to Synapse."""
+        return self._waited_ms > _SLOW_MS
+
+    async def timed(self, work: Awaitable[T]) -> T:
+        """Wait for an answer."""
         began_ms = self._clock.monotonic_ms()
         try:
             return await work
@@ -245,10 +323,16 @@ class Puller:
             if took_ms > _WAITING_MS:
                 self._waited_ms += took_ms
 
-    async def _pause(self, until_ms: int) -> None:
-        await self._clock.sleep(_PAUSE_MS)
-        self._check_time(until_ms)
+    async def pause(self) -> None:
+        """Wait between two requests.
 
-    def _check_time(self, until_ms: int) -> None:
-        if self._clock.monotonic_ms() > until_ms:
+        Raises:
+            PullFailed: if there is no time left.
+        """
+        await self._clock.sleep(_PAUSE_MS)
+        self.check_time()
+
+    def check_time(self) -> None:
+        """Raise :exc:`PullFailed` if there is no time left."""
+        if self._clock.monotonic_ms() > self._until_ms:
             raise PullFailed("it takes long")

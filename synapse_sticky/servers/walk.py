@@ -33,8 +33,15 @@ _MAX_WANTED_CHARS: Final = 4_000
 _MAX_PAGES: Final = 20
 # As Synapse has it.
 _MAX_PREV_EVENTS: Final = 20
-# Events whose predecessors no page had: for each, Synapse asks for the room's state.
-_MAX_GAPS: Final = 2
+# Events that were sent before the bound, and may lead to newer ones: their time may be forged.
+_MAX_OLD: Final = 100
+# Events whose predecessors are not known: for each, Synapse asks for more. And those that it
+# refuses nevertheless, one after the other.
+_MAX_GAPS: Final = 20
+_MAX_REFUSED: Final = 4
+# After an event that could not be taken: Synapse does not take the one that refers to it either,
+# but it takes those that follow, with the state of the room before them.
+_PASSED_OVER: Final = 2
 # Servers whose events cannot be verified: for each, Synapse asks for a key.
 _MAX_UNVERIFIED: Final = 3
 
@@ -102,10 +109,16 @@ class Walk:
         self._found: dict[str, FoundEvent] = {}
         self._looked_up: set[str] = set()
         self._known: set[str] = set()
+        self._asked: set[str] = set()
         self._pages_left = _MAX_PAGES
         self._gaps_left = _MAX_GAPS
+        self._refused_left = _MAX_REFUSED
+        # Events with a gap to pass over before the next one is handed on.
+        self._to_pass = 0
         self._unverified: set[str] = set()
-        self._order: Iterator[FoundEvent] | None = None
+        self._verified: set[str] = set()
+        # The events to hand on, the last one first.
+        self._order: list[FoundEvent] | None = None
         self.counts: Counter[Receipt] = Counter()
 
     def to_look_up(self) -> list[str]:
@@ -127,16 +140,26 @@ class Walk:
         if not self._pages_left or len(self._found) >= MAX_EVENTS:
             return []
         self._pages_left -= 1
-        recent = (e for e in self._missing().values() if e.origin_server_ts > self._oldest_ts)
-        named = [*self._newest, *(name for event in recent for name in event.prev_event_ids)]
-        had = self._known | self._history | self._found.keys()
-        wanted = [name for name in dict.fromkeys(named) if name not in had][:_MAX_WANTED]
+        # Those that were asked for already come last: a page may not have had room for them.
+        wanted = sorted(self._unknown(), key=self._asked.__contains__)[:_MAX_WANTED]
         lengths = itertools.accumulate(map(len, wanted))
-        return [
+        wanted = [
             name
             for name, length in zip(wanted, lengths, strict=True)
             if length <= _MAX_WANTED_CHARS
         ]
+        self._asked.update(wanted)
+        return wanted
+
+    def _unknown(self) -> list[str]:
+        """Return the events to go on with: those before found ones first, which are real."""
+        missing = self._missing().values()
+        leading = [event for event in missing if event.origin_server_ts > self._oldest_ts]
+        if leading and len(missing) - len(leading) <= _MAX_OLD:
+            leading = list(missing)
+        named = [*(name for event in leading for name in event.prev_event_ids), *self._newest]
+        had = self._known | self._history | self._found.keys()
+        return [name for name in dict.fromkeys(named) if name not in had]
 
     def take(self, page: Iterable[FoundEvent]) -> None:
         """Take the events of a page, as far as there is room for them."""
@@ -144,33 +167,55 @@ class Walk:
         for event in page:
             if len(self._found) < MAX_EVENTS and event.event_id not in self._known:
                 self._found.setdefault(event.event_id, event)
-        if len(self._found) == had:
-            # A server that has none of the events that it names has no more to tell.
+        if len(self._found) == had and self._asked.issuperset(self._unknown()):
+            # A server that has none of the events that are named has no more to tell.
             self._pages_left = 0
 
     def next(self) -> FoundEvent | None:
-        """Return the next event to hand on, after all pages were taken; None at the end."""
+        """Return the next event to look at, after all pages were taken; None at the end."""
         if self._order is None:
-            self._order = self._recent(_in_order(self._missing()))
-        for event in self._order:
-            if len(self._unverified) >= _MAX_UNVERIFIED:
-                return None
-            if event.event_id in self._known or event.server_name in self._unverified:
-                continue
-            if not self._known.issuperset(event.prev_event_ids):
-                if not self._gaps_left:
-                    continue
-                self._gaps_left -= 1
-            return event
-        return None
+            self._order = list(self._recent(_in_order(self._missing())))[::-1]
+        return self._order.pop() if self._order else None
+
+    def choose(self, event: FoundEvent) -> bool:
+        """Decide whether to hand on the event that :meth:`next` has returned.
+
+        Whether it and its predecessors are known by now must have been noted.
+        """
+        if event.event_id in self._known:
+            return False
+        if self._is_unverified(event.server_name):
+            self._to_pass = _PASSED_OVER
+            return False
+        if self._known.issuperset(event.prev_event_ids):
+            return True
+        if self._to_pass and self._order:
+            self._to_pass -= 1
+            return False
+        return self._gaps_left > 0 and self._refused_left > 0
+
+    def _is_unverified(self, server_name: str) -> bool:
+        if server_name in self._unverified:
+            return True
+        # Whether those of any other server can be verified is not tried out.
+        return len(self._unverified) >= _MAX_UNVERIFIED and server_name not in self._verified
 
     def took(self, event: FoundEvent, receipt: Receipt) -> None:
-        """Take note of how Synapse took the event that :meth:`next` has returned."""
+        """Take note of how Synapse took the event that was handed on."""
         self.counts[receipt] += 1
-        if receipt is Receipt.ACCEPTED:
-            self._known.add(event.event_id)
-        elif receipt is Receipt.UNVERIFIED:
+        has_gap = not self._known.issuperset(event.prev_event_ids)
+        self._gaps_left -= has_gap
+        if receipt is Receipt.UNVERIFIED:
             self._unverified.add(event.server_name)
+        else:
+            self._verified.add(event.server_name)
+        if receipt is not Receipt.ACCEPTED:
+            self._to_pass = _PASSED_OVER
+            self._refused_left -= has_gap
+            return
+        self._known.add(event.event_id)
+        if has_gap:
+            self._refused_left = _MAX_REFUSED
 
     def _missing(self) -> dict[str, FoundEvent]:
         """Return the found events that lead to the newest, as far back as none is known."""

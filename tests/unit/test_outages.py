@@ -33,6 +33,57 @@ def test_each_room_once_in_order() -> None:
 
 
 # P3
+@given(st.integers(0, 30), st.integers(1, 5))
+def test_dead_servers_before_the_live_one(dead: int, asked_at_once: int) -> None:
+    """Each try gets on to servers that were not asked yet."""
+    outages = Outages(10)
+    outages.add(["!a"], 0)
+    servers, was_asked = [*(f"dead{n}" for n in range(dead)), "live"], False
+    while (now_ms := outages.next_ms) is not None:
+        assert outages.due(now_ms) == "!a"
+        asked = outages.failed_last("!a", servers)[:asked_at_once]
+        was_asked = was_asked or "live" in asked
+        outages.ended("!a", "live" in asked, now_ms, set(asked) - {"live"})
+    assert was_asked is (dead < 4 * asked_at_once)
+
+
+# P3
+def test_a_server_that_is_back_is_asked_before_others() -> None:
+    outages = Outages(10)
+    outages.add(["!a"], 0)
+    ask_all(outages, 0, was_answered=False, failed=["x", "y"])
+    assert outages.failed_last("!a", ["x", "y", "z"]) == ["z", "x", "y"]
+    outages.on_back(["y"], 0)
+    assert outages.failed_last("!a", ["x", "y", "z"]) == ["y", "z", "x"]
+
+
+# P3
+def test_a_room_that_is_asked_about() -> None:
+    """Others are due meanwhile, and it is not."""
+    outages = Outages(10)
+    outages.add(["!a", "!b"], 100)
+    assert (outages.due(200), outages.due(200), outages.due(200)) == ("!a", "!b", None)
+    assert outages.next_ms is None
+    assert outages.waits_since_ms("!a") == 100
+    outages.ended("!a", False, 200)
+    outages.ended("!b", True, 200)
+    assert outages.next_ms == 200 + MINUTE_MS
+    assert outages.due(200 + MINUTE_MS) == "!a"
+    assert outages.waits_since_ms("!a") == 100
+
+
+# P3
+def test_gaps_before_new_events() -> None:
+    """Not those from before the end of the last try, and no more often than after other outages."""
+    outages = Outages(10)
+    outages.add_gaps({"!a": 0, "!b": 0}, 1_000)
+    assert ask_all(outages, 1_000) == ["!a", "!b"]
+    outages.add_gaps({"!a": 900, "!b": 1_001}, MINUTE_MS)
+    assert outages.next_ms == 10 * MINUTE_MS + 1_000
+    assert ask_all(outages, 10 * MINUTE_MS + 1_000) == ["!b"]
+
+
+# P3
 def test_so_many_rooms() -> None:
     outages = Outages(3)
     outages.add([f"!{n}" for n in range(10)], 0)
@@ -116,6 +167,23 @@ def test_a_server_that_has_failed_is_left_alone_for_a_moment() -> None:
     assert not outages.avoids("c", 10_000)
     assert outages.avoids("a", 10_000)
     assert not outages.avoids("a", MINUTE_MS)
+
+
+# P3
+def test_a_server_that_fails_again_is_left_alone_for_longer() -> None:
+    """Several rooms in which it fails at the same time are one failure; to be slow is none."""
+    outages = Outages(10)
+    outages.avoid("a", 0)
+    outages.avoid("a", 1_000)
+    outages.avoid("slow", 0)
+    assert not outages.avoids("a", 51_000)
+    outages.avoid("a", MINUTE_MS)
+    outages.avoid("slow", MINUTE_MS, has_failed=False)
+    assert outages.avoids("a", 5 * MINUTE_MS)
+    assert not outages.avoids("slow", 2 * MINUTE_MS)
+    assert not outages.avoids("a", 6 * MINUTE_MS)
+    outages.on_back(["a"], 2 * MINUTE_MS)
+    assert not outages.avoids("a", 2 * MINUTE_MS)
 
 
 # P3
