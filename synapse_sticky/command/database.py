@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Checks on the database, which nothing here changes."""
+
+from typing import Any
+
+from synapse.module_api.errors import ConfigError
+
+from synapse_sticky.command.checks import ERROR, NOTE, OK
+from synapse_sticky.command.report import Report, sentence
+from synapse_sticky.seams.configured import NotClosed, reading
+from synapse_sticky.seams.tables import check_tables
+from synapse_sticky.storage import migrations
+
+_VERSION_TABLE = "synapse_sticky_schema"
+
+
+def check_database(report: Report, config: Any) -> None:
+    """Check that the database can be opened, and the tables in it."""
+    try:
+        with reading(config) as (txn, is_postgres):
+            kind = "PostgreSQL" if is_postgres else "SQLite"
+            report.add(OK, "database", f"The {kind} database can be opened.")
+            _check_tables(report, txn, is_postgres)
+    except NotClosed:
+        report.add(
+            NOTE,
+            "database",
+            "The SQLite database was not closed in an orderly way, so it was not opened.",
+            "Start Synapse, and run this again.",
+        )
+    except FileNotFoundError as error:
+        report.add(
+            NOTE,
+            "database",
+            f"{sentence(error)} Synapse makes it when it starts for the first time.",
+            "If there should be one: a relative path counts from where Synapse runs; say where "
+            "by `--directory`.",
+        )
+    except Exception as error:
+        # Those of two drivers, and of what is configured for them.
+        report.add(
+            ERROR,
+            "database",
+            f"The database cannot be read: {sentence(error)}",
+            "Check that the database server runs, and `database` in the configuration.",
+        )
+
+
+def _check_tables(report: Report, txn: Any, is_postgres: bool) -> None:
+    if not _has(txn, is_postgres, "events"):
+        report.add(NOTE, "synapse-tables", "There are none yet.", "Start Synapse once.")
+        return
+    try:
+        check_tables(txn)
+    except ConfigError as error:
+        report.add(
+            ERROR,
+            "synapse-tables",
+            sentence(error.msg),
+            "Check that the database was made by the Synapse that is installed here.",
+        )
+        return
+    report.add(OK, "synapse-tables", "Synapse's tables have what the module reads.")
+    _check_our_tables(report, txn, is_postgres)
+
+
+def _check_our_tables(report: Report, txn: Any, is_postgres: bool) -> None:
+    columns = migrations.columns()
+    found = {table for table in columns if _has(txn, is_postgres, table)}
+    newest = max(migrations.scripts_for(is_postgres=is_postgres))
+    version, compatible_version = 0, newest
+    if _VERSION_TABLE in found:
+        txn.execute(f"SELECT version, compatible_version FROM {_VERSION_TABLE}")
+        version, compatible_version = txn.fetchone() or (0, newest)
+    try:
+        migrations.check_compatible(version, compatible_version, newest)
+    except ConfigError as error:
+        report.add(ERROR, "tables", sentence(error.msg), "As it says.")
+        return
+    if version == 0:
+        _report_absent(report, sorted(found - {_VERSION_TABLE}))
+    elif version < newest:
+        report.add(
+            NOTE,
+            "tables",
+            f"The tables have version {version}; this module makes version {newest} of them.",
+            "Nothing: they are upgraded when Synapse starts.",
+        )
+    else:
+        _report_complete(report, version, _missing(txn, columns))
+
+
+def _report_absent(report: Report, left: list[str]) -> None:
+    if left:
+        report.add(
+            ERROR,
+            "tables",
+            f"{_VERSION_TABLE} is missing or empty, and others are there: {', '.join(left)}.",
+            "Restore it from the same backup, or drop the others too.",
+        )
+    else:
+        report.add(
+            NOTE,
+            "tables",
+            "The module has no tables yet.",
+            "Nothing: they are made when Synapse starts with the module.",
+        )
+
+
+def _report_complete(report: Report, version: int, missing: list[str]) -> None:
+    if missing:
+        report.add(
+            ERROR,
+            "tables",
+            f"The tables have version {version}, and lack {', '.join(missing)}.",
+            "Stop Synapse, drop all tables synapse_sticky_*, and start it again: it finds the "
+            "events again that are still sticky.",
+        )
+    else:
+        report.add(OK, "tables", f"The module's tables have version {version}.")
+
+
+def _missing(txn: Any, columns: dict[str, list[str]]) -> list[str]:
+    """Return the tables and columns that cannot be read."""
+    missing = []
+    for table, names in columns.items():
+        for name in ["*", *names]:
+            txn.execute("SAVEPOINT synapse_sticky_command")
+            try:
+                txn.execute(f"SELECT {name} FROM {table} LIMIT 0")
+            except Exception:
+                txn.execute("ROLLBACK TO SAVEPOINT synapse_sticky_command")
+                missing.append(table if name == "*" else f"{table}.{name}")
+                if name == "*":
+                    break
+    return missing
+
+
+def _has(txn: Any, is_postgres: bool, table: str) -> bool:
+    if is_postgres:
+        txn.execute("SELECT to_regclass(?) IS NOT NULL", (table,))
+    else:
+        txn.execute(
+            "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)
+        )
+    (found,) = txn.fetchone()
+    return bool(found)
