@@ -19,9 +19,10 @@ from synapse_sticky.protocol import ADMIN_API_PATH
 
 _TIMEOUT_S: Final = 10
 _LARGEST_PAGE: Final = 1000
-# For what stands beside the rows of a table, and for a terminal that says nothing of its height.
-_OTHER_LINES: Final = 8
-_LEAST_ROWS: Final = 3
+# What stands beside the rows: headings, and a line for what does not fit.
+_LINES_BESIDE_ROOMS: Final = 4
+_LINES_BESIDE_ROOM: Final = 12
+_TABLES_OF_ROOM: Final = 3
 
 REASONS: Final[Mapping[str, str]] = {
     "soft_failed": "the room does not allow it now",
@@ -78,7 +79,7 @@ class Watch:
         snapshot = self._first()
         if once or not console.is_terminal:
             # Nobody looks: all rows, and no control characters.
-            console.print(view(snapshot, snapshot.taken_s, self._client.place.url, rows=None))
+            console.print(view(snapshot, snapshot.taken_s, self._client.place.url))
             return 0
         with contextlib.suppress(KeyboardInterrupt):
             self._follow(console, snapshot)
@@ -92,8 +93,8 @@ class Watch:
                 if now_s - asked_s >= self._interval_s:
                     snapshot = self._next(snapshot)
                     asked_s = now_s = time.monotonic()
-                rows = max(_LEAST_ROWS, console.height - _OTHER_LINES)
-                shown = view(snapshot, now_s, self._client.place.url, rows, self._problem)
+                url = self._client.place.url
+                shown = view(snapshot, now_s, url, console.height, self._problem)
                 live.update(shown, refresh=True)
                 time.sleep(min(1, self._interval_s))
 
@@ -153,12 +154,16 @@ def _explain(error: Exception) -> str:
 
 
 def view(
-    snapshot: Snapshot, now_s: float, url: str, rows: int | None, problem: str | None = None
+    snapshot: Snapshot,
+    now_s: float,
+    url: str,
+    height: int | None = None,
+    problem: str | None = None,
 ) -> RenderableType:
     """Return all that is shown.
 
     Args:
-        rows: how many rows a table may have; None for all.
+        height: how many lines there are; None for any number.
         problem: why there is no newer answer.
     """
     age_s = now_s - snapshot.taken_s
@@ -166,10 +171,13 @@ def view(
     if problem is not None:
         parts.append(_plain(f"No new answer for {age_s:.0f} s: {problem}", "bold red"))
     if snapshot.room is None:
+        rows = None if height is None else max(1, height - _LINES_BESIDE_ROOMS)
         parts.append(_rooms(snapshot, rows))
     else:
-        age_ms = int(age_s * 1000)
-        parts += _room(snapshot, snapshot.room, age_ms, None if rows is None else rows // 3)
+        rows = None if height is None else (height - _LINES_BESIDE_ROOM) // _TABLES_OF_ROOM
+        parts += _room(
+            snapshot, snapshot.room, int(age_s * 1000), None if rows is None else max(1, rows)
+        )
     return Group(*parts)
 
 
@@ -185,7 +193,7 @@ def _head(snapshot: Snapshot, url: str) -> Text:
 
 def _rooms(snapshot: Snapshot, rows: int | None) -> RenderableType:
     table = _table()
-    table.add_column("room", ratio=1, no_wrap=True, overflow="ellipsis")
+    table.add_column("room", no_wrap=True, overflow="ellipsis")
     for name in ("live", "held", "owed"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("sticky events", no_wrap=True)
@@ -205,7 +213,7 @@ def _room(
     snapshot: Snapshot, room: JsonDict, age_ms: int, rows: int | None
 ) -> Iterable[RenderableType]:
     yield Text.assemble(_plain(room["room_id"]), "  sticky events ", _switch(room, in_words=True))
-    yield _plain(f"\nEntries of the map: {len(snapshot.entries)}".lstrip("\n"), "bold")
+    yield _plain(f"Entries of the map: {len(snapshot.entries)}", "bold")
     yield _entries(snapshot.entries, age_ms, rows)
     held = [event for event in room["events"] if event["held_reasons"]]
     yield _plain(f"Held: {_held(room)}", "bold")
@@ -216,9 +224,9 @@ def _room(
 
 def _entries(entries: list[JsonDict], age_ms: int, rows: int | None) -> RenderableType:
     table = _table()
-    table.add_column("sender", ratio=3, no_wrap=True, overflow="ellipsis")
-    table.add_column("type", ratio=3, no_wrap=True, overflow="ellipsis")
-    table.add_column("key", ratio=2, no_wrap=True, overflow="ellipsis")
+    table.add_column("sender", no_wrap=True, overflow="ellipsis")
+    table.add_column("type", no_wrap=True, overflow="ellipsis")
+    table.add_column("key", no_wrap=True, overflow="ellipsis")
     table.add_column("left", justify="right", no_wrap=True)
     for entry in entries[:rows]:
         table.add_row(
@@ -234,8 +242,8 @@ def _held_events(
     events: list[JsonDict], total: int, age_ms: int, rows: int | None
 ) -> RenderableType:
     table = _table()
-    table.add_column("sender", ratio=1, no_wrap=True, overflow="ellipsis")
-    table.add_column("held because", ratio=1, no_wrap=True, overflow="ellipsis")
+    table.add_column("sender", no_wrap=True, overflow="ellipsis")
+    table.add_column("held because", no_wrap=True, overflow="ellipsis")
     table.add_column("left", justify="right", no_wrap=True)
     for event in events[:rows]:
         reasons = "; ".join(REASONS.get(name, name) for name in event["held_reasons"])
@@ -247,10 +255,10 @@ def _held_events(
 
 def _servers(servers: list[JsonDict], rows: int | None) -> RenderableType:
     table = _table()
-    table.add_column("server", ratio=2, no_wrap=True, overflow="ellipsis")
+    table.add_column("server", no_wrap=True, overflow="ellipsis")
     table.add_column("owed", justify="right", no_wrap=True)
     table.add_column("for", justify="right", no_wrap=True)
-    table.add_column("why", ratio=3, no_wrap=True, overflow="ellipsis")
+    table.add_column("why", no_wrap=True, overflow="ellipsis")
     for server in servers[:rows]:
         why = server["obstacle"] or _SERVER_STATES.get(server["reason"], server["reason"])
         style = "red" if server["reason"] == "backing_off" else ""
@@ -264,7 +272,7 @@ def _servers(servers: list[JsonDict], rows: int | None) -> RenderableType:
 
 
 def _table() -> Table:
-    return Table(box=None, expand=True, pad_edge=False, header_style="dim")
+    return Table(box=None, pad_edge=False, header_style="dim")
 
 
 def _with_rest(table: Table, total: int, none: str) -> RenderableType:
