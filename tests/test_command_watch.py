@@ -74,14 +74,14 @@ def test_room(homeserver: Homeserver, admin: Client) -> None:
     send_keyed(admin, room, "two", sticky_ms=59_000)
     eventually(lambda: "of the map: 2" in watch(homeserver, admin, room), what="the events")
     shown = watch(homeserver, admin, room)
-    assert f"{room}  sticky events on, by default" in shown
+    assert f"{room}\nSticky events are on, by default\n" in shown
     assert re.search(rf"{re.escape(admin.user_id)} +m\.room\.message +one +(59:5\d|1:00:00)", shown)
     assert re.search(r"two +0:5\d", shown)
     path = f"/_synapse/client/synapse_sticky/admin/v1/rooms/{room}/settings"
     admin.request("PUT", path, json={"enabled": False})
     eventually(lambda: "Held: 2" in watch(homeserver, admin, room), what="the switch")
     shown = watch(homeserver, admin, room)
-    assert "sticky events off, decided by a server admin" in shown
+    assert "Sticky events are off, decided by a server admin" in shown
     assert "Entries of the map: 0" in shown
     assert shown.count("sticky events are off in the room") == 2
 

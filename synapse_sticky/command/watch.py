@@ -21,7 +21,7 @@ _TIMEOUT_S: Final = 10
 _LARGEST_PAGE: Final = 1000
 # What stands beside the rows: headings, and a line for what does not fit.
 _LINES_BESIDE_ROOMS: Final = 4
-_LINES_BESIDE_ROOM: Final = 12
+_LINES_BESIDE_ROOM: Final = 13
 _TABLES_OF_ROOM: Final = 3
 
 REASONS: Final[Mapping[str, str]] = {
@@ -193,7 +193,7 @@ def _head(snapshot: Snapshot, url: str) -> Text:
 
 def _rooms(snapshot: Snapshot, rows: int | None) -> RenderableType:
     table = _table()
-    table.add_column("room", no_wrap=True, overflow="ellipsis")
+    table.add_column("room")
     for name in ("live", "held", "owed"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("sticky events", no_wrap=True)
@@ -212,7 +212,8 @@ def _rooms(snapshot: Snapshot, rows: int | None) -> RenderableType:
 def _room(
     snapshot: Snapshot, room: JsonDict, age_ms: int, rows: int | None
 ) -> Iterable[RenderableType]:
-    yield Text.assemble(_plain(room["room_id"]), "  sticky events ", _switch(room, in_words=True))
+    yield _plain(room["room_id"])
+    yield Text.assemble("Sticky events are ", _switch(room, in_words=True))
     yield _plain(f"Entries of the map: {len(snapshot.entries)}", "bold")
     yield _entries(snapshot.entries, age_ms, rows)
     held = [event for event in room["events"] if event["held_reasons"]]
@@ -224,9 +225,9 @@ def _room(
 
 def _entries(entries: list[JsonDict], age_ms: int, rows: int | None) -> RenderableType:
     table = _table()
-    table.add_column("sender", no_wrap=True, overflow="ellipsis")
-    table.add_column("type", no_wrap=True, overflow="ellipsis")
-    table.add_column("key", no_wrap=True, overflow="ellipsis")
+    table.add_column("sender")
+    table.add_column("type")
+    table.add_column("key")
     table.add_column("left", justify="right", no_wrap=True)
     for entry in entries[:rows]:
         table.add_row(
@@ -242,31 +243,35 @@ def _held_events(
     events: list[JsonDict], total: int, age_ms: int, rows: int | None
 ) -> RenderableType:
     table = _table()
-    table.add_column("sender", no_wrap=True, overflow="ellipsis")
-    table.add_column("held because", no_wrap=True, overflow="ellipsis")
+    table.add_column("sender")
+    table.add_column("held because")
     table.add_column("left", justify="right", no_wrap=True)
     for event in events[:rows]:
         reasons = "; ".join(REASONS.get(name, name) for name in event["held_reasons"])
         table.add_row(
-            _plain(event["sender"]), _plain(reasons), _left(event["remaining_ms"] - age_ms)
+            _plain(event["sender"]),
+            Text(clean_line(reasons)),
+            _left(event["remaining_ms"] - age_ms),
         )
     return _with_rest(table, max(total, len(events)), "none")
 
 
 def _servers(servers: list[JsonDict], rows: int | None) -> RenderableType:
     table = _table()
-    table.add_column("server", no_wrap=True, overflow="ellipsis")
+    table.add_column("server")
     table.add_column("owed", justify="right", no_wrap=True)
     table.add_column("for", justify="right", no_wrap=True)
-    table.add_column("why", no_wrap=True, overflow="ellipsis")
+    table.add_column("why")
     for server in servers[:rows]:
-        why = server["obstacle"] or _SERVER_STATES.get(server["reason"], server["reason"])
+        why = _SERVER_STATES.get(server["reason"], server["reason"])
+        if server["obstacle"]:
+            why += f": {server['obstacle']}"
         style = "red" if server["reason"] == "backing_off" else ""
         table.add_row(
             _plain(server["server_name"]),
             str(server["owed"]),
             _left(server["oldest_owed_ms"]),
-            _plain(why, style),
+            Text(clean_line(why), style=style),
         )
     return _with_rest(table, len(servers), "none: all have received theirs")
 
@@ -309,4 +314,4 @@ def _count(room: JsonDict) -> int:
 
 def _plain(text: Any, style: str = "") -> Text:
     """Return a text that a terminal takes for nothing else, in one line."""
-    return Text(clean_line(str(text)), style=style)
+    return Text(clean_line(str(text)), style=style, no_wrap=True, overflow="ellipsis")

@@ -147,5 +147,5 @@ def test_view_of_a_crowded_room() -> None:
     assert re.search(r"@a:x +t +over\s", shown)
     assert re.search(r"@a:x +t +0:20\s", shown)
     assert re.search(r"a +3 +6:40 +does not answer", shown)
-    assert re.search(r"b +3 +6:40 +it says no", shown)
+    assert re.search(r"b +3 +6:40 +is being sent them: it says no", shown)
     assert len(shown.splitlines()) <= 21
