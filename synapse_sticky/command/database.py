@@ -3,15 +3,14 @@
 
 from typing import Any
 
+from synapse.module_api import LoggingTransaction
 from synapse.module_api.errors import ConfigError
 
 from synapse_sticky.command.checks import ERROR, NOTE, OK
 from synapse_sticky.command.report import Report, sentence
 from synapse_sticky.seams.configured import NotClosed, reading
 from synapse_sticky.seams.tables import check_tables
-from synapse_sticky.storage import migrations
-
-_VERSION_TABLE = "synapse_sticky_schema"
+from synapse_sticky.storage import inspection, migrations
 
 
 def check_database(report: Report, config: Any) -> None:
@@ -46,8 +45,8 @@ def check_database(report: Report, config: Any) -> None:
         )
 
 
-def _check_tables(report: Report, txn: Any, is_postgres: bool) -> None:
-    if not _has(txn, is_postgres, "events"):
+def _check_tables(report: Report, txn: LoggingTransaction, is_postgres: bool) -> None:
+    if not inspection.has_table(txn, "events", is_postgres=is_postgres):
         report.add(NOTE, "synapse-tables", "There are none yet.", "Start Synapse once.")
         return
     try:
@@ -64,21 +63,22 @@ def _check_tables(report: Report, txn: Any, is_postgres: bool) -> None:
     _check_our_tables(report, txn, is_postgres)
 
 
-def _check_our_tables(report: Report, txn: Any, is_postgres: bool) -> None:
-    columns = migrations.columns()
-    found = {table for table in columns if _has(txn, is_postgres, table)}
+def _check_our_tables(report: Report, txn: LoggingTransaction, is_postgres: bool) -> None:
+    found = [
+        table
+        for table in inspection.expected_columns()
+        if inspection.has_table(txn, table, is_postgres=is_postgres)
+    ]
     newest = max(migrations.scripts_for(is_postgres=is_postgres))
-    version, compatible_version = 0, newest
-    if _VERSION_TABLE in found:
-        txn.execute(f"SELECT version, compatible_version FROM {_VERSION_TABLE}")
-        version, compatible_version = txn.fetchone() or (0, newest)
+    stored = inspection.read_version(txn) if inspection.SCHEMA_TABLE in found else None
+    version, compatible_version = stored or (0, newest)
     try:
         migrations.check_compatible(version, compatible_version, newest)
     except ConfigError as error:
         report.add(ERROR, "tables", sentence(error.msg), "As it says.")
         return
     if version == 0:
-        _report_absent(report, sorted(found - {_VERSION_TABLE}))
+        _report_absent(report, [table for table in found if table != inspection.SCHEMA_TABLE])
     elif version < newest:
         report.add(
             NOTE,
@@ -87,7 +87,7 @@ def _check_our_tables(report: Report, txn: Any, is_postgres: bool) -> None:
             "Nothing: they are upgraded when Synapse starts.",
         )
     else:
-        _report_complete(report, version, _missing(txn, columns))
+        _report_complete(report, version, inspection.missing(txn))
 
 
 def _report_absent(report: Report, left: list[str]) -> None:
@@ -95,7 +95,7 @@ def _report_absent(report: Report, left: list[str]) -> None:
         report.add(
             ERROR,
             "tables",
-            f"{_VERSION_TABLE} is missing or empty, and others are there: {', '.join(left)}.",
+            f"{inspection.SCHEMA_TABLE} is missing or empty; others are there: {', '.join(left)}.",
             "Restore it from the same backup, or drop the others too.",
         )
     else:
@@ -118,30 +118,3 @@ def _report_complete(report: Report, version: int, missing: list[str]) -> None:
         )
     else:
         report.add(OK, "tables", f"The module's tables have version {version}.")
-
-
-def _missing(txn: Any, columns: dict[str, list[str]]) -> list[str]:
-    """Return the tables and columns that cannot be read."""
-    missing = []
-    for table, names in columns.items():
-        for name in ["*", *names]:
-            txn.execute("SAVEPOINT synapse_sticky_command")
-            try:
-                txn.execute(f"SELECT {name} FROM {table} LIMIT 0")
-            except Exception:
-                txn.execute("ROLLBACK TO SAVEPOINT synapse_sticky_command")
-                missing.append(table if name == "*" else f"{table}.{name}")
-                if name == "*":
-                    break
-    return missing
-
-
-def _has(txn: Any, is_postgres: bool, table: str) -> bool:
-    if is_postgres:
-        txn.execute("SELECT to_regclass(?) IS NOT NULL", (table,))
-    else:
-        txn.execute(
-            "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)
-        )
-    (found,) = txn.fetchone()
-    return bool(found)

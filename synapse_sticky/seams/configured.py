@@ -14,9 +14,9 @@ import attr
 from synapse.config import _base
 from synapse.config.homeserver import HomeServerConfig
 from synapse.handlers.delayed_events import DelayedEventsHandler
+from synapse.module_api import LoggingTransaction
 from synapse.storage.database import LoggingDatabaseConnection
 from synapse.storage.engines import PostgresEngine, create_engine
-from synapse.storage.types import Cursor
 
 from synapse_sticky.config import RateLimit
 from synapse_sticky.seams.checks import require
@@ -105,7 +105,7 @@ def only_owners_manage_delayed_events() -> bool:
 
 
 @contextlib.contextmanager
-def reading(config: HomeServerConfig) -> Iterator[tuple[Cursor, bool]]:
+def reading(config: HomeServerConfig) -> Iterator[tuple[LoggingTransaction, bool]]:
     """A cursor on the database that cannot change it, and whether that is PostgreSQL.
 
     Raises:

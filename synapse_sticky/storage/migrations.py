@@ -9,8 +9,6 @@ work with it, so that during a rolling upgrade the processes not yet restarted
 keep working.
 """
 
-import contextlib
-import sqlite3
 from importlib.resources import files
 from typing import Final
 
@@ -22,7 +20,7 @@ COMPATIBLE_VERSION: Final = 3
 """The oldest schema version whose code can work with the newest schema, if it made the tables."""
 
 # As the first version made it. Version 7 makes the column a primary key.
-_VERSION_TABLE = """
+VERSION_TABLE = """
 CREATE TABLE IF NOT EXISTS synapse_sticky_schema (
     lock CHAR(1) NOT NULL DEFAULT 'X' UNIQUE,
     version INTEGER NOT NULL,
@@ -42,7 +40,7 @@ def migrate(connection: MigrationConnection) -> int:
     scripts = scripts_for(is_postgres=connection.is_postgres)
     newest = max(scripts)
     with connection.locked_transaction() as txn:
-        txn.execute(_VERSION_TABLE)
+        txn.execute(VERSION_TABLE)
         txn.execute("SELECT version, compatible_version FROM synapse_sticky_schema")
         # Older code has not made the tables then, and need not fit the types that ours chooses.
         version, compatible_version = txn.fetchone() or (0, newest)
@@ -90,16 +88,3 @@ def scripts_for(*, is_postgres: bool) -> dict[int, str]:
         )
         if entry.name.endswith((".sql", suffix))
     }
-
-
-def columns() -> dict[str, list[str]]:
-    """Return the tables of the newest version with their columns, which both engines share."""
-    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
-        connection.executescript(_VERSION_TABLE)
-        for script in scripts_for(is_postgres=False).values():
-            connection.executescript(script)
-        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        return {
-            name: [row[1] for row in connection.execute(f"PRAGMA table_info({name})")]
-            for (name,) in tables.fetchall()
-        }

@@ -139,7 +139,7 @@ def test_view_of_a_crowded_room() -> None:
     )
     stream = io.StringIO()
     console = Console(file=stream, width=80)
-    console.print(view(snapshot, 110, "https://x", height=21, problem="Nobody."))
+    console.print(view(snapshot, 110, "https://x", height=22, problem="Nobody."))
     shown = stream.getvalue()
     assert "2 not noticed yet" in shown
     assert "No new answer for 10 s: Nobody." in shown
@@ -148,4 +148,4 @@ def test_view_of_a_crowded_room() -> None:
     assert re.search(r"@a:x +t +0:20\s", shown)
     assert re.search(r"a +3 +6:40 +does not answer", shown)
     assert re.search(r"b +3 +6:40 +is being sent them: it says no", shown)
-    assert len(shown.splitlines()) <= 21
+    assert len(shown.splitlines()) <= 22
