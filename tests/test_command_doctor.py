@@ -49,6 +49,7 @@ def admin(homeserver: Homeserver) -> Client:
 # An installation without faults
 
 
+@pytest.mark.slow
 def test_sound_installation(installation: Installation, homeserver: Homeserver) -> None:
     """Nothing is found, and nothing is changed."""
     # It starts one with SQLite, whatever the installation has.
@@ -91,10 +92,13 @@ def test_running_server(homeserver: Homeserver, admin: Client, stock_peer: Homes
     }
     assert (levels["peer"], levels["federation-in"]) == ("note", "note")
     assert answer.code == 1
+    pending = admin.request("GET", "/_matrix/client/unstable/org.matrix.msc4140/delayed_events")
+    assert pending["delayed_events"] == []
     assert (joined_rooms(admin), joined_rooms(other)) == before
     assert admin.access_token not in answer.output
 
 
+@pytest.mark.slow
 @sqlite_only
 def test_two_servers_with_the_module(
     homeserver: Homeserver, admin: Client, mixed_peer: Homeserver
@@ -115,6 +119,7 @@ def test_two_servers_with_the_module(
     assert joined_rooms(user) == joined_rooms(admin) == []
 
 
+@pytest.mark.any_synapse
 @sqlite_only
 def test_what_the_running_server_has_for_calls(make_homeserver: MakeHomeserver) -> None:
     """Media servers are found where they are named, and delayed events missed."""
@@ -124,8 +129,13 @@ def test_what_the_running_server_has_for_calls(make_homeserver: MakeHomeserver) 
     token = homeserver.register().access_token
     answer = run("doctor", "--json", "-q", "--url", homeserver.main_url, "--token", token)
     assert answer.levels("live-transports") == ["ok"]
-    assert answer.levels("live-delayed-events") == ["warning"]
+    assert "does not have" in answer.finding("live-delayed-events", "warning")["what"]
     assert answer.code == 1
+    homeserver.stop()
+    homeserver.reconfigure(extra_config={**FOR_CALLS, "max_event_delay_duration": "30m"})
+    homeserver.start()
+    answer = run("doctor", "--json", "-q", "--url", homeserver.main_url, "--token", token)
+    assert "1800000" in answer.finding("live-delayed-events", "warning")["what"]
 
 
 def joined_rooms(client: Client) -> list[str]:
@@ -240,6 +250,7 @@ def test_synapses_own_extremities(installation: Installation) -> None:
     assert "endpoint" in installation.doctor().finding("own-extremities", "note")["what"]
 
 
+@pytest.mark.any_synapse
 @sqlite_only
 def test_secrets_are_not_shown(installation: Installation) -> None:
     """Not even where Synapse itself would show the value."""
@@ -258,6 +269,7 @@ def test_secrets_are_not_shown(installation: Installation) -> None:
 # Files
 
 
+@pytest.mark.any_synapse
 @sqlite_only
 def test_files_that_the_service_user_cannot_read(installation: Installation) -> None:
     """They are named; a user that does not exist is told too."""
@@ -277,6 +289,7 @@ def test_files_that_the_service_user_cannot_read(installation: Installation) -> 
 # Workers
 
 
+@pytest.mark.any_synapse
 def test_workers(installation: Installation) -> None:
     """Those that lack the module are named, those whose files are missing too."""
     worker = {"worker_app": "synapse.app.generic_worker", "worker_name": "reader", "modules": []}
@@ -325,6 +338,7 @@ DROP_ALL = "; ".join(
 )
 
 
+@pytest.mark.any_synapse
 @sqlite_only
 @pytest.mark.parametrize(
     ("script", "check", "level", "text"),
@@ -366,6 +380,7 @@ def test_tables(
     assert [p.name for p in path.parent.glob("copy.db*")] == ["copy.db"]
 
 
+@pytest.mark.any_synapse
 @sqlite_only
 def test_databases_that_cannot_be_opened(
     installation: Installation, homeserver: Homeserver
@@ -416,6 +431,7 @@ def test_seams_that_do_not_fit(
     assert "Do not restart the server before" in finding["do"]
 
 
+@pytest.mark.any_synapse
 @sqlite_only
 @pytest.mark.parametrize(
     ("version", "level", "text"),
@@ -449,6 +465,7 @@ def examine(url: str, client: Client, *arguments: str) -> Any:
     return run("doctor", "--json", "--quiet", *options)
 
 
+@pytest.mark.any_synapse
 @sqlite_only
 @pytest.mark.parametrize(
     ("part", "status", "check", "level", "text"),
@@ -478,6 +495,7 @@ def test_faults_on_the_way(
     assert text in answer.finding(check, level)["what"]
 
 
+@pytest.mark.any_synapse
 @sqlite_only
 def test_processes_without_the_module(
     homeserver: Homeserver, admin: Client, stock_peer: Homeserver
@@ -496,6 +514,7 @@ def test_processes_without_the_module(
     assert answer.code == 2
 
 
+@pytest.mark.any_synapse
 @sqlite_only
 def test_tokens_and_urls(homeserver: Homeserver, admin: Client) -> None:
     """Wrong ones are told, of both servers; whoever may not send is told too."""
@@ -518,6 +537,8 @@ def test_tokens_and_urls(homeserver: Homeserver, admin: Client) -> None:
     assert joined_rooms(user) == []
 
 
+@pytest.mark.slow
+@pytest.mark.any_synapse
 @sqlite_only
 def test_federation_that_does_not_work(
     homeserver: Homeserver, admin: Client, stock_peer: Homeserver, mixed_peer: Homeserver
@@ -584,6 +605,7 @@ def test_ctrl_c(homeserver: Homeserver, admin: Client, number: int) -> None:
 # The command line
 
 
+@pytest.mark.any_synapse
 @sqlite_only
 def test_words(installation: Installation, tmp_path: Path) -> None:
     """Without --json people read it: the worst at the end, no line too long, all of it told."""

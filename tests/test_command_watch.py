@@ -24,7 +24,8 @@ from synapse_sticky.noticing.admission import HeldReason
 from tests.command import Gateway, failing, run
 from tests.support import HOUR_MS, send_sticky, text
 
-pytestmark = pytest.mark.deployments("sqlite")
+# It reads the admin API only, which has tests of its own on each Synapse.
+pytestmark = [pytest.mark.deployments("sqlite"), pytest.mark.any_synapse]
 
 # Ends the title of a window, turns the text around, and takes a line of its own.
 HOSTILE = "a\x1b]0;evil\x07\x1b[2J\u202eb\nc\x9b31m"
@@ -157,6 +158,7 @@ def terminal(url: str, token: str, *arguments: str) -> Iterator[Screen]:
         os.close(leader)
 
 
+@pytest.mark.slow
 def test_live_view(homeserver: Homeserver, admin: Client) -> None:
     """It follows what happens, counts the time down, and ends with Ctrl-C without a word."""
     room = admin.create_room()
@@ -198,7 +200,6 @@ def test_server_that_goes_away(homeserver: Homeserver, admin: Client) -> None:
         assert len(gateway.paths) - asked <= 8
 
 
-@pytest.mark.any_synapse
 def test_what_cannot_be_watched(homeserver: Homeserver, admin: Client, alice: Client) -> None:
     """It is told in a sentence."""
     url = homeserver.main_url
@@ -216,7 +217,6 @@ def test_what_cannot_be_watched(homeserver: Homeserver, admin: Client, alice: Cl
     assert answer.errors == "synapse-sticky: 404 Not Found.\n"
 
 
-@pytest.mark.any_synapse
 def test_without_rich() -> None:
     """The one command that needs it says so; the others do without."""
     script = (

@@ -3,14 +3,11 @@
 
 from typing import Final
 
-from synapse_sticky.command.checks import NOTE, OK, WARNING
+from synapse_sticky.command.checks import LONGEST_DELAY_MS, NOTE, OK, WARNING
 from synapse_sticky.command.report import Report
 from synapse_sticky.command.text import counted
 from synapse_sticky.config import RateLimit
 from synapse_sticky.seams.configured import Configured
-
-LONGEST_DELAY_MS: Final = 3_600_000
-"""By how much Element Call delays the leaving that it leaves to a service."""
 
 # What Element Call's documentation asks for.
 _MESSAGES: Final = RateLimit(per_second=0.5, burst_count=30)
@@ -87,7 +84,7 @@ def _check_delay(report: Report, described: Configured) -> None:
 def _check_rate(
     report: Report, check_id: str, option: str, found: RateLimit, needed: RateLimit
 ) -> None:
-    text = f"`{option}` is {found.per_second:g} per second, with a burst of {found.burst_count}."
+    text = f"`{option}` is {found.per_second:g} per second, with a burst of {found.burst_count:g}."
     if found.per_second >= needed.per_second and found.burst_count >= needed.burst_count:
         report.add(OK, check_id, text)
         return

@@ -19,6 +19,9 @@ class Level(enum.Enum):
     ERROR = "error"
 
 
+LONGEST_DELAY_MS: Final = 3_600_000
+"""By how much Element Call delays the leaving that it leaves to a service."""
+
 OK, NOTE, WARNING, ERROR = Level.OK, Level.NOTE, Level.WARNING, Level.ERROR
 
 
@@ -206,7 +209,7 @@ CHECKS: Final = (
     ),
     Check(
         "live-delayed-events",
-        "Does the running server say that it has delayed events?",
+        "Can a sticky event be delayed by an hour, and the delayed event be cancelled?",
         "The configuration counts only after a restart.",
         (OK, WARNING),
     ),

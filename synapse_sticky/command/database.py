@@ -40,7 +40,8 @@ def check_database(report: Report, config: Any) -> None:
         report.add(
             ERROR,
             "database",
-            f"The database cannot be read: {sentence(error)}",
+            # PostgreSQL's goes on with a question, and both may show lines of SQL.
+            f"The database cannot be read: {sentence(str(error).strip().partition(chr(10))[0])}",
             "Check that the database server runs, and `database` in the configuration.",
         )
 

@@ -52,9 +52,9 @@ class Doctor:
             self.report.secrets.add_from(file.options)
         can_be_read = configuration.check_files(self.report, [*shared, *workers])
         self._check_service_user(shared, workers)
-        configuration.check_modules(self.report, shared)
-        configuration.check_workers(self.report, shared, workers)
         if can_be_read:
+            configuration.check_modules(self.report, shared)
+            configuration.check_workers(self.report, shared, workers)
             self._check_as_synapse_reads_it(shared, workers)
 
     def _check_seams(self) -> None:
@@ -113,7 +113,8 @@ class Doctor:
                 ERROR,
                 "synapse-configuration",
                 _describe_error(error, layers[-1].path),
-                "Correct it; Synapse's documentation describes each option.",
+                "Correct it, and run this again: some checks need a configuration that can be "
+                "read. Synapse's documentation describes each option.",
             )
             return None
 

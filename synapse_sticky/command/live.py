@@ -12,7 +12,7 @@ import attr
 
 from synapse_sticky._version import __version__
 from synapse_sticky.command import progress
-from synapse_sticky.command.checks import ERROR, NOTE, OK, WARNING
+from synapse_sticky.command.checks import ERROR, LONGEST_DELAY_MS, NOTE, OK, WARNING
 from synapse_sticky.command.http import Client, JsonDict, Refused, Unreachable, new_name, quoted
 from synapse_sticky.command.report import Report, sentence
 from synapse_sticky.command.text import counted
@@ -29,6 +29,7 @@ from synapse_sticky.protocol import (
 _SLIDING_SYNC: Final = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
 _TRANSPORTS: Final = "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports"
 _DELAYED_EVENTS_FLAG: Final = "org.matrix.msc4140"
+_DELAYED_EVENTS: Final = "/_matrix/client/unstable/org.matrix.msc4140"
 # How often a URL is asked to find a worker that differs.
 _ASKED: Final = 12
 _STICKY_MS: Final = 5 * 60_000
@@ -103,15 +104,8 @@ class Live:
             raise _Stop
         self.report.add(OK, "url", f"{self.client.place} has sticky events.")
         self._report_processes(has_flag.count(False), failures)
-        has_delay = _has_flag(answer, _DELAYED_EVENTS_FLAG)
-        self.report.add(
-            OK if has_delay else WARNING,
-            "live-delayed-events",
-            "The server has delayed events."
-            if has_delay
-            else "The server does not have delayed events.",
-            "" if has_delay else "Set `max_event_delay_duration: 24h`, and restart Synapse.",
-        )
+        if not _has_flag(answer, _DELAYED_EVENTS_FLAG):
+            self._miss_delayed_events("The server does not have delayed events.")
 
     def _ask_again(self, nobody: Client, has_flag: list[bool]) -> int:
         """Ask more often, since a load balancer may choose another process each time.
@@ -301,6 +295,7 @@ class Live:
             )
             return
         self.report.add(OK, "send", "A sticky event was sent.")
+        self._check_delayed_events(room[0])
         self._check_sync(self.client, room[0], sent, "sync")
         self._check_sliding_sync(room[0], sent)
         if self.peer is not None and peer_id is not None:
@@ -336,6 +331,29 @@ class Live:
             "event_id"
         ]
         return event_id
+
+    def _check_delayed_events(self, room_id: str) -> None:
+        """Schedule a sticky event for an hour from now, and cancel it."""
+        if any(finding.id == "live-delayed-events" for finding in self.report.findings):
+            return
+        with self._step("Scheduling a delayed event, and cancelling it"), _uninterrupted():
+            try:
+                delay_id = _schedule(self.client, room_id)
+                path = f"{_DELAYED_EVENTS}/delayed_events/{quoted(delay_id)}"
+                self.client.post(path, {"action": "cancel"})
+            except _FAILURES as error:
+                self._miss_delayed_events(f"An event cannot be delayed: {_sentence(error)}")
+                return
+        self.report.add(OK, "live-delayed-events", "A sticky event can be delayed by an hour.")
+
+    def _miss_delayed_events(self, text: str) -> None:
+        self.report.add(
+            WARNING,
+            "live-delayed-events",
+            text,
+            "Set `max_event_delay_duration: 24h`, and restart Synapse. Route /delayed_events to "
+            "the main process, or to workers that serve it.",
+        )
 
     def _check_sync(self, client: Client, room_id: str, event_id: str, check_id: str) -> None:
         with self._step("Waiting for it in /sync"):
@@ -609,6 +627,28 @@ def _sticky_ids(section: JsonDict) -> set[str]:
 
 def _event_path(room_id: str, event_id: str) -> str:
     return f"/_matrix/client/v3/rooms/{quoted(room_id)}/event/{quoted(event_id)}"
+
+
+def _schedule(client: Client, room_id: str) -> str:
+    """Schedule a sticky event for an hour from now, and return the ID of the delayed event."""
+    where = quoted(room_id), f"m.room.message/{new_name()}"
+    try:
+        answer = client.put(
+            f"{_DELAYED_EVENTS}/rooms/{where[0]}/delayed_event/{where[1]}",
+            {"delay_ms": LONGEST_DELAY_MS, "content": dict(_CONTENT)},
+            **{DURATION_PARAMETER: _STICKY_MS},
+        )
+    except Refused as error:
+        # Synapse has the endpoint from 1.164 on.
+        if error.errcode != "M_UNRECOGNIZED":
+            raise
+        answer = client.put(
+            f"/_matrix/client/v3/rooms/{where[0]}/send/{where[1]}",
+            dict(_CONTENT),
+            **{DURATION_PARAMETER: _STICKY_MS, "org.matrix.msc4140.delay": LONGEST_DELAY_MS},
+        )
+    delay_id: str = answer["delay_id"]
+    return delay_id
 
 
 def _has_flag(versions: JsonDict, name: str) -> bool:
