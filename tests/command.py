@@ -26,7 +26,7 @@ from synapse_sticky.command.main import main
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 
-# What an admin sets for calls.
+# The options that an admin sets for calls.
 FOR_CALLS: JsonDict = {
     "max_event_delay_duration": "24h",
     "experimental_features": {"msc4143_enabled": True},
@@ -40,7 +40,7 @@ FOR_CALLS: JsonDict = {
 
 @dataclass
 class Answer:
-    """What the command said, and how it ended."""
+    """The output of the command, and its exit code."""
 
     code: int
     output: str
@@ -105,7 +105,7 @@ class Installation:
 
     @classmethod
     def of(cls, homeserver: Homeserver, directory: Path) -> "Installation":
-        """The files of a homeserver, with what calls need."""
+        """The files of a homeserver, with the options that calls need."""
         files = homeserver.directory
         options = yaml.safe_load((files / "homeserver.yaml").read_text())
         features = {**options.get("experimental_features", {}), "msc4143_enabled": True}
@@ -135,7 +135,7 @@ class Installation:
         return run("doctor", "--json", "--quiet", *options, *arguments)
 
 
-# What a gateway does with a request: answer a status, or pass it on, perhaps to another URL.
+# Decides on a request: to answer with a status, or to pass it on, perhaps to another URL.
 Rule = Callable[[str, str], int | str | None]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.version import Version
 from synapse.config.experimental import ExperimentalConfig
 from synapse.handlers.delayed_events import DelayedEventsHandler
 
@@ -20,8 +21,10 @@ from harness.client import Client
 from harness.homeserver import BACKGROUND_WORKER, MODULE, Homeserver
 from harness.proxy import Fault
 from harness.wait import eventually
+from synapse_sticky.command import live
 from synapse_sticky.command.checks import CHECKS
 from synapse_sticky.seams import configured
+from synapse_sticky.seams.checks import synapse_version
 from tests.command import FOR_CALLS, ME, Gateway, Installation, alternating, failing, run, started
 from tests.support import MakeHomeserver
 
@@ -121,7 +124,7 @@ def test_two_servers_with_the_module(
 
 @pytest.mark.any_synapse
 @sqlite_only
-def test_what_the_running_server_has_for_calls(make_homeserver: MakeHomeserver) -> None:
+def test_running_server_and_calls(make_homeserver: MakeHomeserver) -> None:
     """Media servers are found where they are named, and delayed events missed."""
     options = {**FOR_CALLS, "max_event_delay_duration": None}
     homeserver = make_homeserver(extra_config=options)
@@ -250,6 +253,17 @@ def test_synapses_own_extremities(installation: Installation) -> None:
     assert "endpoint" in installation.doctor().finding("own-extremities", "note")["what"]
 
 
+@pytest.mark.skipif(
+    synapse_version() < Version("1.157"), reason="Synapse has the option from 1.157"
+)
+@sqlite_only
+def test_no_delayed_events_at_all(installation: Installation) -> None:
+    """They can be switched off by another option too."""
+    _features(msc4140_max_delayed_events_per_user=0)(installation)
+    finding = installation.doctor().finding("calls-delayed-events", "warning")
+    assert "msc4140_max_delayed_events_per_user` is 0" in finding["what"]
+
+
 @pytest.mark.any_synapse
 @sqlite_only
 def test_secrets_are_not_shown(installation: Installation) -> None:
@@ -366,7 +380,7 @@ def test_tables(
     level: str,
     text: str,
 ) -> None:
-    """What is wrong with them is found, and nothing is changed, not even beside the database."""
+    """Their faults are found, and nothing is changed, not even beside the database."""
     path = copy_of(installation, homeserver)
     connection = sqlite3.connect(path)
     connection.executescript(script)
@@ -394,6 +408,9 @@ def test_databases_that_cannot_be_opened(
     path.write_bytes(b"no database at all" * 1000)
     finding = installation.doctor().finding("database", "error")
     assert "file is not a database" in finding["what"]
+    path.unlink()
+    path.touch()
+    assert "none yet" in installation.doctor().finding("synapse-tables", "note")["what"]
     path.unlink()
     finding = installation.doctor().finding("database", "note")
     assert f"There is no file {path}." in finding["what"]
@@ -435,7 +452,7 @@ def test_seams_that_do_not_fit(
 @sqlite_only
 @pytest.mark.parametrize(
     ("version", "level", "text"),
-    [("1.147.1", "error", "needs 1.148.0 or later"), ("1.199.0", "warning", "was tested with")],
+    [("1.147.1", "error", "needs 1.148.0 or later"), ("1.199.0", "warning", "is tested with")],
 )
 def test_versions(
     installation: Installation,
@@ -456,7 +473,84 @@ def test_versions(
         assert len(answer.document["findings"]) == 1
 
 
+def altered(alteration: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run the command in a Python in which something was altered before."""
+    script = f"import sys\n{alteration}\nfrom synapse_sticky.command.main import main\n"
+    return subprocess.run(
+        [sys.executable, "-c", f"{script}sys.exit(main(sys.argv[1:]))", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.any_synapse
+@sqlite_only
+def test_python_without_synapse(homeserver: Homeserver, admin: Client, tmp_path: Path) -> None:
+    """It is told; a running server can be checked, and watched, from anywhere."""
+    nothing = "sys.modules['synapse'] = None"
+    (tmp_path / "x.yaml").touch()
+    answer = altered(nothing, "doctor", "-c", str(tmp_path / "x.yaml"))
+    assert answer.returncode == 2
+    assert "There is no Synapse in this Python environment" in answer.stdout
+    answer = altered(nothing, "check-release", "1.164.0")
+    assert answer.returncode == 3
+    assert "there is no Synapse in this Python environment" in answer.stderr
+    server = ["--url", homeserver.main_url, "--token", admin.access_token]
+    answer = altered(nothing, "doctor", *server, "--skip", "live-transports")
+    assert (answer.returncode, "sync: It came" in answer.stdout) == (0, True)
+    assert altered(nothing, "watch", "--once", *server).returncode == 0
+
+
+@sqlite_only
+@pytest.mark.any_synapse
+@pytest.mark.parametrize(
+    ("alteration", "text"),
+    [
+        (
+            "import synapse.storage.database as d; del d.LoggingDatabaseConnection",
+            "cannot import name 'LoggingDatabaseConnection'",
+        ),
+        (
+            (
+                "from synapse.config.ratelimiting import RatelimitConfig as r\n"
+                "before = r.read_config\n"
+                "def after(self, *a, **k): before(self, *a, **k); del self.rc_delayed_event_mgmt\n"
+                "r.read_config = after"
+            ),
+            "no attribute 'rc_delayed_event_mgmt'",
+        ),
+    ],
+)
+def test_synapse_that_the_command_does_not_know(
+    installation: Installation, alteration: str, text: str
+) -> None:
+    """It is a finding, and no crash of the command."""
+    installation.doctor()
+    path = str(installation.directory / "homeserver.yaml")
+    answer = altered(alteration, "doctor", "-c", path, "--skip", "seams", "--service-user", ME)
+    assert answer.returncode == 2
+    assert text in " ".join(answer.stdout.split())
+    assert "Traceback" not in answer.stderr
+
+
 # Faults of a running server
+
+
+@pytest.mark.any_synapse
+@sqlite_only
+def test_server_that_was_not_restarted(
+    homeserver: Homeserver, admin: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an upgrade of the module the old one answers until then."""
+    monkeypatch.setattr(live, "__version__", "99.0")
+    answer = run(
+        *("doctor", "--json", "-q", "--url", homeserver.main_url),
+        *("--token", admin.access_token, "--skip", "send"),
+    )
+    finding = answer.finding("admin-api", "warning")
+    assert "and 99.0 is installed here" in finding["what"]
+    assert "Restart all" in finding["do"]
 
 
 def examine(url: str, client: Client, *arguments: str) -> Any:
@@ -543,7 +637,7 @@ def test_tokens_and_urls(homeserver: Homeserver, admin: Client) -> None:
 def test_federation_that_does_not_work(
     homeserver: Homeserver, admin: Client, stock_peer: Homeserver, mixed_peer: Homeserver
 ) -> None:
-    """Who cannot join, what does not arrive, and what does not come back, is told."""
+    """A user who cannot join, and events that do not arrive, here or there, are reported."""
     other, user = stock_peer.register(), mixed_peer.register()
     homeserver.proxy.set_fault(Fault.CLOSE)
     answer = examine(
@@ -586,7 +680,7 @@ def test_process_that_does_not_notice(homeserver: Homeserver, admin: Client) -> 
 @sqlite_only
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c(homeserver: Homeserver, admin: Client, number: int) -> None:
-    """The room is left and forgotten, what was found is shown, and the exit code is 3."""
+    """The room is left and forgotten, the findings are shown, and the exit code is 3."""
     with Gateway(homeserver.main_url, failing("/v3/sync", "hang")) as gateway:
         command = started(
             *("doctor", "--url", gateway.url), SYNAPSE_STICKY_TOKEN=admin.access_token

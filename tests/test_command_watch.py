@@ -1,4 +1,4 @@
-"""`synapse-sticky watch`: what an admin sees in a terminal."""
+"""`synapse-sticky watch`: the view of an admin in a terminal."""
 
 import fcntl
 import os
@@ -39,7 +39,7 @@ def admin(homeserver: Homeserver) -> Client:
 
 
 def watch(homeserver: Homeserver, admin: Client, *arguments: str) -> str:
-    """What is shown once."""
+    """The view, shown once."""
     answer = run(
         *("watch", "--once", "--url", homeserver.main_url, "--token", admin.access_token),
         *arguments,
@@ -122,7 +122,7 @@ class Screen:
             self.read()
 
     def read(self) -> None:
-        """Read what has been shown since."""
+        """Read the output since then."""
         try:
             self.output += os.read(self.descriptor, 65536).decode()
         except OSError:
@@ -130,7 +130,7 @@ class Screen:
 
     @property
     def plain(self) -> str:
-        """Without what moves the cursor, or colours; each frame on lines of its own."""
+        """The output without colours and moves of the cursor; each frame on lines of its own."""
         frames = self.output.replace("\x1b[H", "\n")
         return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", frames)
 
@@ -160,7 +160,7 @@ def terminal(url: str, token: str, *arguments: str) -> Iterator[Screen]:
 
 @pytest.mark.slow
 def test_live_view(homeserver: Homeserver, admin: Client) -> None:
-    """It follows what happens, counts the time down, and ends with Ctrl-C without a word."""
+    """It follows the room, counts the time down, and ends with Ctrl-C without a word."""
     room = admin.create_room()
     send_keyed(admin, room, "first")
     arguments = (homeserver.main_url, admin.access_token, "--interval", "1", "--no-color", room)
@@ -200,7 +200,7 @@ def test_server_that_goes_away(homeserver: Homeserver, admin: Client) -> None:
         assert len(gateway.paths) - asked <= 8
 
 
-def test_what_cannot_be_watched(homeserver: Homeserver, admin: Client, alice: Client) -> None:
+def test_refusals(homeserver: Homeserver, admin: Client, alice: Client) -> None:
     """It is told in a sentence."""
     url = homeserver.main_url
     for arguments, said in (

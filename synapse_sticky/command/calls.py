@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Checks on what calls need of Synapse, beside sticky events."""
+"""Checks on the options of Synapse that calls need, beside sticky events."""
 
 from typing import Final
 
@@ -9,7 +9,7 @@ from synapse_sticky.command.text import counted
 from synapse_sticky.config import RateLimit
 from synapse_sticky.seams.configured import Configured
 
-# What Element Call's documentation asks for.
+# As Element Call's documentation asks for them.
 _MESSAGES: Final = RateLimit(per_second=0.5, burst_count=30)
 _DELAYED_EVENTS: Final = RateLimit(per_second=1, burst_count=20)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Every check of ``synapse-sticky doctor``: what it looks at, and why that matters.
+"""Every check of ``synapse-sticky doctor``: its question, and why that matters.
 
 ``python -m synapse_sticky.command.checks`` prints the table of ``docs/command.md``.
 """
@@ -139,7 +139,7 @@ CHECKS: Final = (
         "The module creates and upgrades its tables when Synapse starts, and needs all of them.",
         (OK, NOTE, ERROR),
     ),
-    # What calls need
+    # The needs of calls
     Check(
         "calls-delayed-events",
         "May events be delayed by an hour (`max_event_delay_duration`)?",
@@ -156,7 +156,7 @@ CHECKS: Final = (
     ),
     Check(
         "calls-message-rate",
-        "Does `rc_message` allow what a call sends?",
+        "Does `rc_message` allow the messages of a call?",
         "Keys of encrypted calls are sent in bursts. Element Call's documentation asks for 0.5 "
         "per second and a burst of 30; Synapse's default is lower.",
         (OK, WARNING),
@@ -223,7 +223,7 @@ CHECKS: Final = (
     Check(
         "send",
         "Can a sticky event be sent, in a new private room?",
-        "This is what a client does first in a call.",
+        "A client does this first in a call.",
         (OK, ERROR),
     ),
     Check(

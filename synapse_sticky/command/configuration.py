@@ -126,7 +126,7 @@ def _check_replaced(report: Report, config_files: Sequence[ConfigFile]) -> None:
 
 
 def check_described(report: Report, described: Configured) -> None:
-    """Check what else is switched on that the module replaces, or leaves alone."""
+    """Check whether features of Synapse are on that the module replaces, or leaves alone."""
     if described.own_sticky_events:
         report.add(
             NOTE,

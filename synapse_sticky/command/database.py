@@ -36,7 +36,7 @@ def check_database(report: Report, config: Any) -> None:
             "by `--directory`.",
         )
     except Exception as error:
-        # Those of two drivers, and of what is configured for them.
+        # Two drivers have errors of their own, and so have their options.
         report.add(
             ERROR,
             "database",
@@ -60,7 +60,7 @@ def _check_tables(report: Report, txn: LoggingTransaction, is_postgres: bool) ->
             "Check that the database was made by the Synapse that is installed here.",
         )
         return
-    report.add(OK, "synapse-tables", "Synapse's tables have what the module reads.")
+    report.add(OK, "synapse-tables", "Synapse's tables have all the columns that the module reads.")
     _check_our_tables(report, txn, is_postgres)
 
 

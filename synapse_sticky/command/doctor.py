@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""``doctor``: runs the checks in the order in which an admin would mend what they find."""
+"""``doctor``: runs the checks in the order in which an admin would mend the faults."""
 
 import os
 import sys
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import attr
+from synapse.module_api.errors import ConfigError
 
 from synapse_sticky.command import (
     calls,
@@ -22,6 +23,7 @@ from synapse_sticky.command.checks import ERROR, OK
 from synapse_sticky.command.files import ConfigFile
 from synapse_sticky.command.report import Report, sentence
 from synapse_sticky.seams import configured
+from synapse_sticky.seams.checks import fitting
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -31,7 +33,7 @@ class Doctor:
     Attributes:
         directory: where Synapse runs, for relative paths.
         service_user: the user that runs Synapse, if the admin has said so.
-        output: where to say what is done now; None for nowhere.
+        output: where to show the progress; None for nowhere.
     """
 
     report: Report
@@ -64,13 +66,7 @@ class Doctor:
             with progress.step(self.output, "Starting a new Synapse with the module, to try it"):
                 trial.try_module(sys.executable, os.environ)
         except trial.DoesNotFit as error:
-            self.report.add(
-                ERROR,
-                "seams",
-                str(error),
-                "Install a synapse-sticky made for this Synapse, or go back to a Synapse that "
-                "was tested. Do not restart the server before.",
-            )
+            installation.report_misfit(self.report, "seams", str(error))
         else:
             self.report.add(OK, "seams", "A Synapse starts with the module, and delivers.")
 
@@ -95,7 +91,12 @@ class Doctor:
         if config is None:
             return
         self.report.add(OK, "synapse-configuration", "Synapse accepts the configuration.")
-        described = configured.describe(config)
+        try:
+            with fitting():
+                described = configured.describe(config)
+        except ConfigError as error:
+            installation.report_misfit(self.report, "synapse-version", error.msg)
+            return
         configuration.check_described(self.report, described)
         calls.check_calls(
             self.report, described, need_owner=configured.only_owners_manage_delayed_events()
@@ -104,7 +105,7 @@ class Doctor:
             database.check_database(self.report, config)
 
     def _load(self, layers: Sequence[ConfigFile]) -> Any:
-        """Return the configuration, or None after saying what is wrong with it."""
+        """Return the configuration, or None after adding the mistake to the report."""
         try:
             return configured.load([str(file.path.absolute()) for file in layers])
         except (Exception, SystemExit) as error:

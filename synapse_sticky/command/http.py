@@ -55,7 +55,7 @@ class Place:
 
     @property
     def prefix(self) -> str:
-        """What stands before the path of each request."""
+        """The path of the base URL, which stands before that of each request."""
         return "" if self.socket_path is not None else urlsplit(self.url).path.rstrip("/")
 
     def __str__(self) -> str:

@@ -40,16 +40,28 @@ def check_version(report: Report) -> bool:
             "Upgrade Synapse.",
         )
         return False
+    tested = f"The module is tested with {checks.TESTED_RANGE}."
     if checks.is_untested(found):
         report.add(
             WARNING,
             "synapse-version",
-            f"This is Synapse {found}. The module was tested with {checks.TESTED_RANGE}.",
+            f"This is Synapse {found}. {tested}",
             "Look for a newer synapse-sticky. The module works if the seams fit.",
         )
     else:
-        report.add(OK, "synapse-version", f"This is Synapse {found}, which was tested.")
+        report.add(OK, "synapse-version", f"This is Synapse {found}. {tested}")
     return True
+
+
+def report_misfit(report: Report, check_id: str, text: str) -> None:
+    """Report that this Synapse is not as the module, or this command, expects it."""
+    report.add(
+        ERROR,
+        check_id,
+        text,
+        "Install a synapse-sticky made for this Synapse, or go back to a Synapse that was tested. "
+        "Do not restart the server before.",
+    )
 
 
 def parse_version(text: str) -> Version:
@@ -126,7 +138,7 @@ def _entry(user: str | None) -> pwd.struct_passwd | None:
 def _forbidden(
     entry: pwd.struct_passwd, readable: Collection[Path], writable: Collection[Path]
 ) -> list[str]:
-    """Return what a user cannot do, tried as that user if this is root."""
+    """Return the accesses that a user is denied, tried as that user if this is root."""
     if os.geteuid() == entry.pw_uid:
         return _forbidden_here(readable, writable)
     receiver, sender = os.pipe()

@@ -51,7 +51,7 @@ class Live:
 
     Attributes:
         timeout_s: the longest time for one step.
-        output: where to say what is done now; None for nowhere.
+        output: where to show the progress; None for nowhere.
     """
 
     report: Report
@@ -319,7 +319,7 @@ class Live:
         if isinstance(error, Refused) and error.status == 403:
             advice = (
                 "Check whether sticky events are switched off (`enabled_by_default`, "
-                "`new_rooms`), whether the user is blocked, and what other modules refuse."
+                "`new_rooms`), whether the user is blocked, and whether other modules refuse it."
             )
         elif isinstance(error, Refused) and error.status == 429:
             advice = "Wait, or use the token of another user: this one has reached a limit."

@@ -30,7 +30,7 @@ class _Parser(argparse.ArgumentParser):
     """Ends with our own exit code."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong with the arguments."""
+        """Print the mistake in the arguments, and end."""
         self.print_usage(sys.stderr)
         self.exit(COULD_NOT_RUN, f"{self.prog}: {message}\n")
 
@@ -206,7 +206,7 @@ def _interval(text: str) -> float:
     return value
 
 
-# What they do
+# The commands
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -222,7 +222,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     try:
         _examine(arguments, report, client, peer, output)
     except KeyboardInterrupt:
-        # What was found so far, and whether a room is left over.
+        # The findings so far say whether a room is left over.
         _print(report, as_json=arguments.json)
         raise
     _print(report, as_json=arguments.json)
@@ -243,13 +243,29 @@ def _examine(
     if arguments.directory is not None:
         _enter(arguments.directory)
     if paths and installation.check_version(report):
-        from synapse_sticky.command.doctor import Doctor
-
-        Doctor(report, paths, worker_paths, Path.cwd(), arguments.service_user, output).run()
+        _examine_files(report, paths, worker_paths, arguments.service_user, output)
     if client is not None:
         from synapse_sticky.command.live import Live
 
         Live(report, client, arguments.timeout, output, peer).run()
+
+
+def _examine_files(
+    report: Report,
+    paths: Sequence[str],
+    worker_paths: Sequence[str],
+    service_user: str | None,
+    output: TextIO | None,
+) -> None:
+    from synapse_sticky.command.installation import report_misfit
+
+    try:
+        from synapse_sticky.command.doctor import Doctor
+    except ImportError as error:
+        # A Synapse in which something has another name.
+        report_misfit(report, "synapse-version", f"The command does not fit it: {error}.")
+        return
+    Doctor(report, paths, worker_paths, Path.cwd(), service_user, output).run()
 
 
 def _enter(directory: str) -> None:
@@ -297,8 +313,13 @@ def _watch(arguments: argparse.Namespace) -> int:
 def _check_release(arguments: argparse.Namespace) -> int:
     from synapse_sticky.command.installation import parse_version
     from synapse_sticky.command.release import check_release
-    from synapse_sticky.seams.checks import OLDEST_SYNAPSE
 
+    try:
+        from synapse_sticky.seams.checks import OLDEST_SYNAPSE
+    except ImportError:
+        raise CouldNotRun(
+            "there is no Synapse in this Python environment: run check-release from Synapse's own"
+        ) from None
     try:
         version = parse_version(arguments.release)
     except ValueError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Says on standard error what is done now, so that nobody waits in the dark."""
+"""Shows the progress on standard error, so that nobody waits in the dark."""
 
 import threading
 import time

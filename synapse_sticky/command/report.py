@@ -30,8 +30,8 @@ class Finding:
     """The result of a check.
 
     Attributes:
-        text: what was found.
-        advice: what to do about it; empty if there is nothing to do.
+        text: the result, in a sentence or two.
+        advice: how to mend it; empty if there is nothing to do.
     """
 
     id: str
@@ -113,7 +113,7 @@ def _write_finding(finding: Finding, stream: TextIO, width: int) -> None:
     stream.write(f"\n{finding.level.value:8} {finding.id}\n")
     parts = {"": finding.text, "why: ": finding.why, "do: ": finding.advice}
     for label, text in parts.items():
-        # What a file or a server says may have lines of its own.
+        # Texts of others, and advice, may have several lines.
         for line in text.splitlines():
             _wrap(f"{' ' * 9}{label}{line}", stream, width, 9 + len(label))
             label = " " * len(label)
@@ -132,6 +132,6 @@ def _wrap(text: str, stream: TextIO, width: int, indent: int) -> None:
 
 
 def sentence(text: object) -> str:
-    """Return a text as a sentence: what others say often lacks its end."""
+    """Return a text as a sentence: messages of others often lack the full stop."""
     stripped = re.sub(r"\s+", " ", str(text)).strip()
     return stripped if stripped.endswith((".", "!", "?")) else f"{stripped}."

@@ -78,5 +78,5 @@ def _secrets_in(value: Any, is_secret: bool = False) -> Iterator[str]:
 
 
 def counted(count: int, name: str) -> str:
-    """Return a number with the name of what was counted, such as `2 files`."""
+    """Return a number with the name of the things, such as `2 files`."""
     return f"{count} {name}" if count == 1 else f"{count} {name}s"

@@ -79,7 +79,7 @@ def _write_configuration(directory: Path, secret: str) -> None:
         ],
         "modules": [{"module": MODULE, "config": {}}],
     }
-    # What is JSON is YAML too.
+    # JSON is YAML too.
     (directory / "homeserver.yaml").write_text(json.dumps(options), encoding="utf-8")
 
 
@@ -126,7 +126,7 @@ def _wait_until_started(process: "subprocess.Popen[bytes]", log: Path, place: Pl
 
 
 def _complaint(log: Path) -> str:
-    """Return what Synapse said last, ours before anything else."""
+    """Return the last message of Synapse; that of our own checks if there is one."""
     text = log.read_text(encoding="utf-8", errors="replace")
     found = _OURS.findall(text)
     if found:

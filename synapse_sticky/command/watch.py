@@ -19,7 +19,7 @@ from synapse_sticky.protocol import ADMIN_API_PATH
 
 _TIMEOUT_S: Final = 10
 _LARGEST_PAGE: Final = 1000
-# What stands beside the rows: headings, and a line for what does not fit.
+# Lines beside the rows: headings, and one for the number of rows that do not fit.
 _LINES_BESIDE_ROOMS: Final = 4
 _LINES_BESIDE_ROOM: Final = 13
 _TABLES_OF_ROOM: Final = 3
@@ -150,7 +150,7 @@ def _explain(error: Exception) -> str:
     return clean_line(sentence(error))
 
 
-# What is shown
+# The view
 
 
 def view(
