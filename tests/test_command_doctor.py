@@ -442,7 +442,7 @@ def test_seams_that_do_not_fit(
         "    from synapse.handlers.sync import SyncHandler\n"
         "    del SyncHandler._generate_sync_entry_for_rooms\n"
     )
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ['PYTHONPATH']}")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     finding = installation.doctor(trial=True).finding("seams", "error")
     assert "SyncHandler._generate_sync_entry_for_rooms is not there" in finding["what"]
     assert "Do not restart the server before" in finding["do"]
