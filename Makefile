@@ -15,7 +15,7 @@ test: $(TOOLS)/bin/nox ## Everything: lint, then the suite on the newest and the
 	$(NOX) -s lint tests -- $(ARGS)
 
 test-all: $(TOOLS)/bin/nox ## As `make test`, with the tests that only repeat something, and more kills
-	$(NOX) -s lint javascript tests -- --repeats --kills=50 $(ARGS)
+	$(NOX) -s lint javascript releases tests -- --repeats --kills=50 $(ARGS)
 
 test-quick: $(TOOLS)/bin/nox ## The inner loop: lint, then what is quick, on the newest Synapse with SQLite
 	$(NOX) -s lint quick -- $(ARGS)

@@ -38,6 +38,7 @@ OLDEST_IN_UNIT = [
 OLDEST_BY_MARK = "not any_synapse"
 
 JAVASCRIPT = "tests/javascript"
+RELEASES = "tests/releases"
 
 # Synapse needs a while to end in an orderly way.
 PATIENCE_S = 60
@@ -106,6 +107,14 @@ def javascript(session: nox.Session) -> None:
     session.run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", JAVASCRIPT)
     # The fixtures of the other tests start Synapse.
     _pytest(session, "--noconftest", JAVASCRIPT)
+
+
+@nox.session
+def releases(session: nox.Session) -> None:
+    """Try releases of Synapse from the package index, as `synapse-sticky check-release` does."""
+    _install(session, "matrix-synapse", *_group("test"), ".")
+    # The fixtures of the other tests start Synapse.
+    _pytest(session, "--noconftest", RELEASES)
 
 
 @nox.session

@@ -43,10 +43,15 @@ def check_oldest_synapse() -> None:
         )
 
 
+def is_untested(found: Version) -> bool:
+    """Whether a Synapse is newer than any that was tested."""
+    return found.release[:2] > NEWEST_TESTED_SYNAPSE.release
+
+
 def warn_of_untested_synapse() -> None:
     """Say once that this Synapse is newer than any that was tested, if it is."""
     found = synapse_version()
-    if found.release[:2] > NEWEST_TESTED_SYNAPSE.release:
+    if is_untested(found):
         logger.warning(
             "synapse_sticky was tested with Synapse %s, and this is %s. Everything that it relies "
             "on is there, so it goes on; look for a newer synapse_sticky.",

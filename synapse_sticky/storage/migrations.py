@@ -9,7 +9,6 @@ work with it, so that during a rolling upgrade the processes not yet restarted
 keep working.
 """
 
-from collections.abc import Iterator
 from importlib.resources import files
 from typing import Final
 
@@ -21,7 +20,7 @@ COMPATIBLE_VERSION: Final = 3
 """The oldest schema version whose code can work with the newest schema, if it made the tables."""
 
 # As the first version made it. Version 7 makes the column a primary key.
-_VERSION_TABLE = """
+VERSION_TABLE = """
 CREATE TABLE IF NOT EXISTS synapse_sticky_schema (
     lock CHAR(1) NOT NULL DEFAULT 'X' UNIQUE,
     version INTEGER NOT NULL,
@@ -38,20 +37,14 @@ def migrate(connection: MigrationConnection) -> int:
         ConfigError: if they were written by a later version of this module
             that this one cannot work with. Nothing is changed then.
     """
-    scripts = dict(_scripts("postgres" if connection.is_postgres else "sqlite"))
+    scripts = scripts_for(is_postgres=connection.is_postgres)
     newest = max(scripts)
     with connection.locked_transaction() as txn:
-        txn.execute(_VERSION_TABLE)
+        txn.execute(VERSION_TABLE)
         txn.execute("SELECT version, compatible_version FROM synapse_sticky_schema")
         # Older code has not made the tables then, and need not fit the types that ours chooses.
         version, compatible_version = txn.fetchone() or (0, newest)
-        if compatible_version > newest:
-            raise ConfigError(
-                f"The tables synapse_sticky_* in the database have version {version} and need a "
-                f"synapse_sticky that knows version {compatible_version} or later; this one knows "
-                f"{newest}. Install the newer synapse_sticky again, or drop the tables: what is "
-                "lost then is only who has seen which unexpired sticky event."
-            )
+        check_compatible(version, compatible_version, newest)
         if version >= newest:
             return int(version)
         if version and connection.is_postgres:
@@ -67,7 +60,31 @@ def migrate(connection: MigrationConnection) -> int:
     return newest
 
 
-def _scripts(engine: str) -> Iterator[tuple[int, str]]:
-    for entry in files("synapse_sticky.storage").joinpath("schema").iterdir():
-        if entry.name.endswith((".sql", f".sql.{engine}")):
-            yield int(entry.name.split("_")[0]), entry.read_text(encoding="utf-8")
+def check_compatible(version: int, compatible_version: int, newest: int) -> None:
+    """Refuse tables that a later version of this module has made unfit for this one.
+
+    Args:
+        newest: the newest version of the tables that this module knows.
+
+    Raises:
+        ConfigError: saying what to do.
+    """
+    if compatible_version > newest:
+        raise ConfigError(
+            f"The tables synapse_sticky_* in the database have version {version} and need a "
+            f"synapse_sticky that knows version {compatible_version} or later; this one knows "
+            f"{newest}. Install the newer synapse_sticky again, or drop the tables: what is "
+            "lost then is only who has seen which unexpired sticky event."
+        )
+
+
+def scripts_for(*, is_postgres: bool) -> dict[int, str]:
+    """Return the SQL of each version, in their order."""
+    suffix = ".sql.postgres" if is_postgres else ".sql.sqlite"
+    return {
+        int(entry.name.split("_")[0]): entry.read_text(encoding="utf-8")
+        for entry in sorted(
+            files("synapse_sticky.storage").joinpath("schema").iterdir(), key=lambda e: e.name
+        )
+        if entry.name.endswith((".sql", suffix))
+    }

@@ -24,7 +24,8 @@ PLAIN_NAMES = {"duration_ms"}
 # Highest first: what stands in one line may import from the lines below it.
 RANKS: list[set[str]] = [
     {"__init__"},
-    {"module"},
+    # Beside the module, never in it.
+    {"module", "command"},
     {"hooks", "admin"},
     {"clients", "servers", "noticing"},
     {"control"},
@@ -37,6 +38,8 @@ PURE = {
     "_version",
     "admin.decisions",
     "clients.page",
+    "command.checks",
+    "command.text",
     "clients.since",
     "deliverable.index",
     "deliverable.messages",

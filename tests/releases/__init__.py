@@ -1,0 +1,1 @@
+"""`synapse-sticky check-release` against releases from the package index: slow, and needs it."""
