@@ -103,7 +103,7 @@ REQUESTS_TO_SERVERS: Final = Counter(
     ["request", "outcome", SERVER_NAME_LABEL],
 )
 
-_LABELS: Final[dict[Counter, dict[str, tuple[str, ...]]]] = {
+LABELS: Final[dict[Counter, dict[str, tuple[str, ...]]]] = {
     SENT_TO_CLIENTS: {"endpoint": ("sync", "sliding_sync")},
     ACCEPTED_BY_SERVERS: {"sender": ("synapse", "module")},
     REFUSED_SENDS: {"reason": ("switched_off", "user_blocked", "over_rate")},
@@ -140,7 +140,7 @@ class Metrics:
         """Return the metrics of a homeserver, with its counters at 0: not just once they move."""
         require(hs.config.metrics, "enable_metrics")
         found = cls(hs.hostname, hs.config.metrics.enable_metrics)
-        for counter, labels in _LABELS.items():
+        for counter, labels in LABELS.items():
             for values in product(*labels.values()):
                 found.count(counter, 0, **dict(zip(labels, values, strict=True)))
         return found
