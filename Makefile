@@ -11,8 +11,8 @@ APT_GET := $(shell [ "$$(id -u)" = 0 ] || echo sudo) env DEBIAN_FRONTEND=noninte
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
-test: $(TOOLS)/bin/nox ## Everything: lint, then the suite on the newest and the oldest Synapse
-	$(NOX) -s lint tests -- $(ARGS)
+test: $(TOOLS)/bin/nox ## Everything: lint, the documentation, then the suite on the newest and the oldest Synapse
+	$(NOX) -s lint docs tests -- $(ARGS)
 
 test-all: $(TOOLS)/bin/nox ## As `make test`, with the tests that only repeat something, and more kills
 	$(NOX) -s lint docs javascript monitoring tests -- --repeats --kills=50 $(ARGS)

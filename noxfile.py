@@ -43,7 +43,7 @@ MONITORING = "tests/monitoring"
 # Synapse needs a while to end in an orderly way.
 PATIENCE_S = 60
 
-nox.options.sessions = ["lint", "tests"]
+nox.options.sessions = ["lint", "docs", "tests"]
 nox.options.reuse_venv = "yes"
 
 
