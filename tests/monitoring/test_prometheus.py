@@ -32,25 +32,25 @@ LACKING, SERVING = "client_reader2", "client_reader1"
 
 
 def dashboard() -> dict[str, Any]:
-    """The dashboard, as it is imported."""
+    """Return the dashboard, as it is imported."""
     return dict(json.loads(DASHBOARD.read_text(encoding="utf-8")))
 
 
 def alerts() -> dict[str, str]:
-    """The alerts' expressions, by their names."""
+    """Return the alerts' expressions, by their names."""
     (group,) = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
     return {rule["alert"]: rule["expr"] for rule in group["rules"]}
 
 
 def queries() -> Iterator[tuple[str, str]]:
-    """The queries of all panels, each behind the panel's title and its own letter."""
+    """Yield the queries of all panels, each behind the panel's title and its own letter."""
     for panel in dashboard()["panels"]:
         for target in panel.get("targets", ()):
             yield f"{panel['title']} {target['refId']}", target["expr"]
 
 
 def _lost(before: Any, after: Any, path: str = "") -> Iterator[str]:
-    """What of a JSON value is not in another."""
+    """Yield where a JSON value has something that another has not."""
     if isinstance(before, dict):
         for key, value in before.items():
             if key in after:
@@ -76,7 +76,7 @@ def test_grafana_knows_every_field_of_the_dashboard() -> None:
 
 
 def test_alerts_fire_when_they_should() -> None:
-    """And not else: on gaps, when counters begin again, with several workers."""
+    """And not otherwise: on gaps, when counters begin again, with several workers."""
     tests = Path(__file__).parent / "rules.test.yml"
     subprocess.run(["promtool", "check", "rules", str(RULES)], check=True)
     subprocess.run(["promtool", "test", "rules", str(tests)], check=True)
@@ -166,7 +166,7 @@ def _is_sticky(pdu: Mapping[str, Any]) -> bool:
 
 
 def _of(alert: str) -> str:
-    """Where Prometheus says that an alert waits or fires."""
+    """Return the expression by which Prometheus says that an alert is pending or fires."""
     return f'ALERTS{{alertname="{alert}"}}'
 
 
