@@ -111,8 +111,8 @@ def test_every_query_has_data(make_homeserver: MakeHomeserver) -> None:
         began_ts = time.time()
         alice = homeserver.register().via(homeserver.main_url)
         room = alice.create_room(preset="public_chat")
-        _serve_clients(alice, room)
         _wait_until_scraped(homeserver, prometheus)
+        _serve_clients(alice, room)
         time.sleep(10 * SCRAPE_INTERVAL_S)
         quiet = {alert["metric"]["alertname"] for alert in prometheus.now("ALERTS")}
         assert quiet == {"StickyEventsProcessWithoutModule"}
