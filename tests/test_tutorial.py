@@ -1,4 +1,7 @@
-"""The tutorial works as it stands there, but for what a machine of the tests does not have."""
+"""The commands of the tutorial and of the pages on how to do something work as they stand there.
+
+All but those for which there is nothing on a machine of the tests: packages, proxies, backups.
+"""
 
 import re
 import subprocess
@@ -8,10 +11,16 @@ from pathlib import Path
 import pytest
 import yaml
 
+from harness.client import quote
 from harness.homeserver import Homeserver
-from tests.support import MakeHomeserver
+from harness.remote import RemoteServer
+from harness.wait import eventually
+from tests.federation import create_room
+from tests.support import MakeHomeserver, is_recorded, send_sticky
 
-PAGE = Path(__file__).parents[1] / "docs" / "tutorial.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "tutorial.md"
+API = "/_synapse/client/synapse_sticky/admin/v1"
 
 
 def _blocks(text: str) -> list[str]:
@@ -71,3 +80,39 @@ def test_the_commands(make_homeserver: MakeHomeserver) -> None:
     seen = re.findall(rf"{alice} (is in|has left) (\d+) s more$", said, re.MULTILINE)
     assert [what for what, _ in seen] == ["is in", "is in", "has left"]
     assert all(3_500 < int(more_s) <= 3_600 for _, more_s in seen)
+
+
+@pytest.mark.deployments("sqlite")
+@pytest.mark.parametrize("page", ["switch-a-room", "call-without-participants", "missing-event"])
+def test_how_to(homeserver: Homeserver, remote: RemoteServer, page: str) -> None:
+    """Each page in one go, in a room with a sticky event that another server is in."""
+    admin = homeserver.register(admin=True)
+    room = create_room(admin)
+    remote.join(homeserver, room, "carol")
+    (sent,) = send_sticky(admin, room)
+    eventually(lambda: is_recorded(homeserver, sent), what="the event")
+    blocks = _blocks((DOCS / "how-to" / f"{page}.md").read_text(encoding="utf-8"))
+    assert len(blocks) >= 3
+    room_in_path = quote(room)
+    known = {
+        "https://matrix.example.com": homeserver.main_url,
+        "%21call%3Aexample.com": room_in_path,
+        "syt_...": admin.access_token,
+        "matrix.example.org": remote.server_name,
+    }
+    begin = [
+        f"export API={homeserver.main_url}{API} ROOM={room_in_path} TOKEN={admin.access_token}",
+        f"export AUTH='Authorization: Bearer {admin.access_token}'",
+    ]
+    used = {name: real for name, real in known.items() if name in "".join(blocks)}
+    # Every request succeeds, but that to end a back-off: there is none.
+    blocks = [
+        block if "reset_connection" in block else block.replace("curl -sS", "curl -sS --fail")
+        for block in blocks
+    ]
+    said = _run([*begin, *blocks], homeserver, used)
+    assert said
+    assert "M_UNRECOGNIZED" not in said
+    if page == "call-without-participants":
+        assert f"{room} 0" in said or f"{room} 1" in said
+        assert admin.user_id in said
