@@ -27,7 +27,7 @@ _NAMED_ONLY: Final = ("contrib/", "tests/", "synapse_sticky/", "benchmarks/", "d
 
 _LINK: Final = re.compile(r"\[([^\]]*)\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
 _MERMAID: Final = re.compile(r"```mermaid\nstateDiagram-v2\n(.*?)```", re.DOTALL)
-_TRANSITION: Final = re.compile(r"(\S+) --> (\S+)(?:: (.*))?")
+_TRANSITION: Final = re.compile(r"\s*(\S+) --> ([^\s:]+)(?:: (.+))?")
 
 
 def on_config(config: Any) -> Any:
@@ -108,12 +108,13 @@ def _table(diagram: str) -> str:
     rows = ["| from | to | when |", "|---|---|---|"]
     before = None
     for line in diagram.splitlines():
-        if match := _TRANSITION.search(line):
-            source, target, label = match.groups()
-            source = "*begin*" if source == "[*]" else source
-            shown = "" if source == before else source
-            rows.append(f"| {shown} | {target} | {label or ''} |")
-            before = source
+        match = _TRANSITION.fullmatch(line)
+        assert match is not None, line
+        source, target, label = match.groups()
+        source = "*begin*" if source == "[*]" else source
+        shown = "" if source == before else source
+        rows.append(f"| {shown} | {target} | {label or ''} |")
+        before = source
     return "\n".join(rows)
 
 
