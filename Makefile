@@ -27,7 +27,7 @@ test-on: $(TOOLS)/bin/nox ## The suite on any Synapse: make test-on SYNAPSE=1.15
 test-upstream: $(TOOLS)/bin/nox ## Synapse's own tests with the module: make test-upstream [SYNAPSE=1.155.0] [ARGS="tests.push"]
 	$(NOX) -s test_upstream -- $(or $(SYNAPSE),newest) $(ARGS)
 
-test-monitoring: $(TOOLS)/bin/nox ## Dashboard and alerts, with a real Prometheus: a quarter of an hour
+test-monitoring: $(TOOLS)/bin/nox ## Dashboard and alerts, with a real Prometheus, in ten minutes
 	$(NOX) -s monitoring
 
 coverage: $(TOOLS)/bin/nox ## Which lines and branches the quick tests run: make coverage [ARGS="tests/unit"]
