@@ -264,6 +264,7 @@ _LEVELS: Final = {
     "debug": "Details",
 }
 _FAILURES: Final = {"shielded", "log_failure"}
+_PLACE: Final = re.compile(r"%(?:\.\d+)?[sdrf]")
 
 
 def log_lines() -> str:
@@ -301,7 +302,7 @@ def log_lines() -> str:
 
 
 def _cell(text: str) -> str:
-    text = re.sub(r"%(?:\.\d+)?[sdrf]", "…", text).replace("%%", "%").replace("|", "\\|")
+    text = _PLACE.sub("…", text).replace("%%", "%").replace("|", "\\|")
     # But for what stands in backticks.
     parts = text.split("`")
     parts[::2] = [re.sub(r"([*_<])", r"\\\1", part) for part in parts[::2]]
@@ -327,7 +328,8 @@ def _logged(tree: ast.Module) -> Iterator[tuple[str, str | None]]:
         elif level not in _LEVELS or called == level:
             continue
         text = _text(node.args[0], constants)
-        yield level, None if text == "%s" else text
+        has_words = text is not None and re.search("[a-z]", _PLACE.sub("", text))
+        yield level, text if has_words else None
 
 
 def _text(node: ast.expr | None, constants: Mapping[str, str]) -> str | None:
