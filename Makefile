@@ -6,16 +6,16 @@ NOX := $(TOOLS)/bin/python -m nox
 APT_GET := $(shell [ "$$(id -u)" = 0 ] || echo sudo) env DEBIAN_FRONTEND=noninteractive apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-all test-quick test-on test-upstream coverage demo bench build clean
+.PHONY: help test test-all test-quick test-on test-upstream test-monitoring coverage docs demo bench build clean
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
-test: $(TOOLS)/bin/nox ## Everything: lint, then the suite on the newest and the oldest Synapse
-	$(NOX) -s lint tests -- $(ARGS)
+test: $(TOOLS)/bin/nox ## Everything: lint, the documentation, then the suite on the newest and the oldest Synapse
+	$(NOX) -s lint docs tests -- $(ARGS)
 
 test-all: $(TOOLS)/bin/nox ## As `make test`, with the tests that only repeat something, and more kills
-	$(NOX) -s lint javascript releases tests -- --repeats --kills=50 $(ARGS)
+	$(NOX) -s lint docs javascript releases monitoring tests -- --repeats --kills=50 $(ARGS)
 
 test-quick: $(TOOLS)/bin/nox ## The inner loop: lint, then what is quick, on the newest Synapse with SQLite
 	$(NOX) -s lint quick -- $(ARGS)
@@ -27,8 +27,14 @@ test-on: $(TOOLS)/bin/nox ## The suite on any Synapse: make test-on SYNAPSE=1.15
 test-upstream: $(TOOLS)/bin/nox ## Synapse's own tests with the module: make test-upstream [SYNAPSE=1.155.0] [ARGS="tests.push"]
 	$(NOX) -s test_upstream -- $(or $(SYNAPSE),newest) $(ARGS)
 
+test-monitoring: $(TOOLS)/bin/nox ## Dashboard and alerts, with a real Prometheus, in ten minutes
+	$(NOX) -s monitoring
+
 coverage: $(TOOLS)/bin/nox ## Which lines and branches the quick tests run: make coverage [ARGS="tests/unit"]
 	$(NOX) -s coverage -- $(ARGS)
+
+docs: $(TOOLS)/bin/nox ## Build the documentation as a site, into build/site
+	$(NOX) -s docs
 
 demo: $(TOOLS)/bin/nox ## A sticky event on a real Synapse, until Ctrl-C: make demo [ARGS="--federation --once"]
 	@$(NOX) -s demo -- $(ARGS)

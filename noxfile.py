@@ -39,11 +39,12 @@ OLDEST_BY_MARK = "not any_synapse"
 
 JAVASCRIPT = "tests/javascript"
 RELEASES = "tests/releases"
+MONITORING = "tests/monitoring"
 
 # Synapse needs a while to end in an orderly way.
 PATIENCE_S = 60
 
-nox.options.sessions = ["lint", "tests"]
+nox.options.sessions = ["lint", "docs", "tests"]
 nox.options.reuse_venv = "yes"
 
 
@@ -115,6 +116,23 @@ def releases(session: nox.Session) -> None:
     _install(session, "matrix-synapse", *_group("test"), ".")
     # The fixtures of the other tests start Synapse.
     _pytest(session, "--noconftest", RELEASES)
+
+
+@nox.session
+def monitoring(session: nox.Session) -> None:
+    """Let a real Prometheus scrape a worker deployment, for the alerts and the dashboard."""
+    _install_servers(session, "prometheus")
+    packages = _group("test", "monitoring")
+    _install(session, "matrix-synapse[postgres,redis]", *packages, "-e", ".")
+    _pytest(session, "--deployments", "workers", MONITORING)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site of the documentation, into build/site; a broken link fails."""
+    _install(session, *_group("docs"))
+    # What it has to say of its own next version is not about this site.
+    session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
 
 
 @nox.session
@@ -216,9 +234,13 @@ def _deployments(arguments: list[str]) -> set[str]:
     return set(parser.parse_known_args(arguments)[0].deployments.split(","))
 
 
-def _install_servers(session: nox.Session) -> None:
-    """Install the servers that the tests start, and what psycopg2 is compiled with, if missing."""
-    packages = _missing_packages()
+def _install_servers(session: nox.Session, *programs: str) -> None:
+    """Install the servers that the tests start, and what psycopg2 is compiled with, if missing.
+
+    Args:
+        programs: others that are needed, of which Debian's packages have the same names.
+    """
+    packages = _missing_packages(*programs)
     if not packages:
         return
     session.log(f"Not found on this machine: {', '.join(packages)}")
@@ -231,7 +253,7 @@ def _install_servers(session: nox.Session) -> None:
         for command in ([*run, "update"], [*run, *install]):
             session.log(" ".join(command))
             subprocess.run(command, check=False)
-    packages = _missing_packages()
+    packages = _missing_packages(*programs)
     if packages:
         session.error(
             f"install these first (the names are Debian's): {' '.join(packages)}; "
@@ -239,12 +261,12 @@ def _install_servers(session: nox.Session) -> None:
         )
 
 
-def _missing_packages() -> list[str]:
+def _missing_packages(*programs: str) -> list[str]:
     """Names of the Debian packages for what is not there."""
     sys.path.insert(0, str(ROOT))
     from harness import postgres, redis
 
-    missing = []
+    missing = [program for program in programs if shutil.which(program) is None]
     servers = {"postgresql": postgres.find_binaries, "redis-server": redis.find_binary}
     for package, find in servers.items():
         try:

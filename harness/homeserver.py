@@ -535,9 +535,13 @@ class Homeserver:
 
     # Metrics
 
+    def metrics_address(self, process: str = "main") -> str:
+        """Where a process shows its metrics, at `/_synapse/metrics`."""
+        return f"127.0.0.1:{self._ports[process]}"
+
     def metrics(self, process: str = "main") -> str:
         """What a process measures, if the configuration enables metrics."""
-        url = f"http://127.0.0.1:{self._ports[process]}/_synapse/metrics"
+        url = f"http://{self.metrics_address(process)}/_synapse/metrics"
         return self.http.get(url).raise_for_status().text
 
     # Logs

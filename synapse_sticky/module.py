@@ -173,8 +173,6 @@ class StickyEventsModule:
             outgoing.follow_returns(hs, looper.on_back)
             on_messages(hs, {RETRY: looper.retry})
             Obstacles(api, obstacles, federation, looper).start(config)
-        reports = Reports(api)
-        Measurements(api, clock, metrics, reports, bounds, reader, ledger, looper).start()
         self._debts = Debts(
             clock,
             store,
@@ -185,6 +183,10 @@ class StickyEventsModule:
             looper,
             config.federation_grace_period_ms,
         )
+        reports = Reports(api)
+        Measurements(
+            api, clock, metrics, reports, bounds, reader, ledger, looper, self._debts
+        ).start()
 
         def retry(server_name: str) -> None:
             if federation.sends_to(server_name) and looper is not None:

@@ -431,6 +431,67 @@ def test_they_follow_what_servers_do(make_homeserver: MakeHomeserver) -> None:
 
 
 @pytest.mark.any_synapse
+def test_how_long_servers_wait(make_homeserver: MakeHomeserver) -> None:
+    """From when they are owed something: not from before they joined."""
+    # A2
+    homeserver = make_homeserver(federation=True, extra_config=ENABLED)
+    homeserver.start()
+    alice = homeserver.register()
+    room = alice.create_room(preset="public_chat")
+    (sent,) = send_sticky(alice, room)
+    sent_ts = now_ms()
+    wait_for_values(
+        homeserver,
+        {
+            "owed_servers trying": 0,
+            "owed_servers backing_off": 0,
+            "longest_owed_seconds trying": 0,
+            "longest_owed_seconds backing_off": 0,
+        },
+    )
+    sleep_until(sent_ts + 8_000)
+    with RemoteServer() as reluctant:
+        # What Synapse itself sends arrives, so Synapse does not back off.
+        reluctant.harm = lambda txn_id, body: 500 if txn_id.startswith("sticky") else None
+        joined_ts = now_ms()
+        reluctant.join(homeserver, room, "carol")
+        wait_for_values(homeserver, {"owed_events": 1, "owed_servers trying": 1})
+        waited_s = values(homeserver)["longest_owed_seconds trying"]
+        assert 0 < waited_s <= (now_ms() - joined_ts) / 1000
+
+        def has_grown() -> bool:
+            return values(homeserver)["longest_owed_seconds trying"] > waited_s + 5
+
+        eventually(has_grown, SOON_S, "more of a wait")
+        assert values(homeserver)["longest_owed_seconds trying"] < (now_ms() - sent_ts) / 1000 - 7
+        reluctant.harm = lambda txn_id, body: None
+        wait_until_received(reluctant, [sent])
+        wait_for_values(homeserver, {"owed_servers trying": 0, "longest_owed_seconds trying": 0})
+    # Now it is down, and Synapse leaves it alone for a while after its own transaction failed.
+    send_plain(alice, room, 1)
+    send_sticky(alice, room)
+    eventually(lambda: values(homeserver)["owed_servers backing_off"] == 1, SOON_S, "a back-off")
+    assert values(homeserver)["owed_servers trying"] == 0
+    assert values(homeserver)["longest_owed_seconds backing_off"] > 0
+
+
+@pytest.mark.any_synapse
+def test_a_process_that_does_not_follow(make_homeserver: MakeHomeserver) -> None:
+    """Its age grows for as long as it cannot read what is recorded."""
+    homeserver = make_homeserver(extra_config=ENABLED, module_config={"poll_interval": "1s"})
+    homeserver.start()
+
+    def age_s() -> float:
+        return values(homeserver).get("index_age_seconds", -1)
+
+    eventually(lambda: 0 <= age_s() < 8, SOON_S, "an age")
+    homeserver.execute("ALTER TABLE synapse_sticky_progress RENAME TO synapse_sticky_away")
+    eventually(lambda: age_s() > 12, SOON_S, "a higher age")
+    homeserver.execute("ALTER TABLE synapse_sticky_away RENAME TO synapse_sticky_progress")
+    eventually(lambda: 0 <= age_s() < 8, SOON_S, "a low age")
+
+
+@pytest.mark.any_synapse
 def test_events_beyond_capacity_are_counted_once(
     make_homeserver: MakeHomeserver, remote: RemoteServer
 ) -> None:
@@ -486,6 +547,7 @@ def test_sums_over_processes_are_right(make_homeserver: MakeHomeserver) -> None:
 
     def are_measured() -> bool:
         assert values(homeserver, BACKGROUND_WORKER).get("live_events") == 3
+        assert all("index_age_seconds" in values(homeserver, p) for p in homeserver.processes)
         return all("owed_events" in values(homeserver, name) for name in SENDERS)
 
     eventually(are_measured, SOON_S, "gauges")
@@ -496,7 +558,8 @@ def test_sums_over_processes_are_right(make_homeserver: MakeHomeserver) -> None:
 
     for shared in ("live", "held", "indexer_lag", "time_to_deliverable"):
         assert processes_with(shared) == {BACKGROUND_WORKER}
-    assert processes_with("owed") == set(SENDERS)
+    assert processes_with("owed") == processes_with("longest_owed") == set(SENDERS)
+    assert processes_with("index_age") == set(homeserver.processes)
     sections = {name: found["sent_to_clients_total sync"] for name, found in by_process.items()}
     assert {name for name, count in sections.items() if count >= 3} == set(READERS)
     assert sum(found.get("live_events", 0) for found in by_process.values()) == 3

@@ -75,6 +75,8 @@ class IndexReader:
 
     Attributes:
         index: what is deliverable, as far as this process knows.
+        refreshed_ts: when this process last compared it with what is stored, in ms since the
+            epoch.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class IndexReader:
         self._bounds = bounds
         self._waker = waker
         self.index = index
+        self.refreshed_ts = clock.now_ts()
         self._listeners: list[Callable[[Changes], None]] = []
         self._wait_listeners: list[Callable[[], None]] = []
         self._stored_listeners: list[Callable[[Stored], None]] = []
@@ -177,6 +180,7 @@ class IndexReader:
         while True:
             index, after, read = self.index, self.index.position, self._stored_read
             changes = await self._store.get_changes(after, self._clock.now_ts())
+            self.refreshed_ts = self._clock.now_ts()
             if self.index is index and index.position == after:
                 break
             # Somebody else was faster, and what was read is no continuation.

@@ -34,6 +34,21 @@ OWED_EVENTS: Final = Gauge(
     "sent, once for each server",
     [SERVER_NAME_LABEL],
 )
+OWED_SERVERS: Final = Gauge(
+    "synapse_sticky_owed_servers",
+    "Servers that such events are still to be sent to",
+    ["reason", SERVER_NAME_LABEL],
+)
+LONGEST_OWED: Final = Gauge(
+    "synapse_sticky_longest_owed_seconds",
+    "How long the server that has waited longest has been owed such an event; 0 if none waits",
+    ["reason", SERVER_NAME_LABEL],
+)
+INDEX_AGE: Final = Gauge(
+    "synapse_sticky_index_age_seconds",
+    "How long ago this process last made sure that it knows all sticky events",
+    [SERVER_NAME_LABEL],
+)
 INDEXER_LAG: Final = Gauge(
     "synapse_sticky_indexer_lag_events",
     "How many events of Synapse's stream have not been searched for sticky ones yet",
@@ -88,7 +103,7 @@ REQUESTS_TO_SERVERS: Final = Counter(
     ["request", "outcome", SERVER_NAME_LABEL],
 )
 
-_LABELS: Final[dict[Counter, dict[str, tuple[str, ...]]]] = {
+LABELS: Final[dict[Counter, dict[str, tuple[str, ...]]]] = {
     SENT_TO_CLIENTS: {"endpoint": ("sync", "sliding_sync")},
     ACCEPTED_BY_SERVERS: {"sender": ("synapse", "module")},
     REFUSED_SENDS: {"reason": ("switched_off", "user_blocked", "over_rate")},
@@ -125,7 +140,7 @@ class Metrics:
         """Return the metrics of a homeserver, with its counters at 0: not just once they move."""
         require(hs.config.metrics, "enable_metrics")
         found = cls(hs.hostname, hs.config.metrics.enable_metrics)
-        for counter, labels in _LABELS.items():
+        for counter, labels in LABELS.items():
             for values in product(*labels.values()):
                 found.count(counter, 0, **dict(zip(labels, values, strict=True)))
         return found
@@ -134,7 +149,7 @@ class Metrics:
         """Add to a counter. Cheap, and never raises."""
         counter.labels(**labels, **{SERVER_NAME_LABEL: self._server_name}).inc(amount)
 
-    def set(self, gauge: Gauge, value: int, **labels: str) -> None:
+    def set(self, gauge: Gauge, value: float, **labels: str) -> None:
         """Set a gauge."""
         gauge.labels(**labels, **{SERVER_NAME_LABEL: self._server_name}).set(value)
 

@@ -1,0 +1,1 @@
+"""What makes the documentation: `reference.py` its lists, and `site.py` the site."""
