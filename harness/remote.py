@@ -879,7 +879,8 @@ class _Handler(BaseHTTPRequestHandler):
             remote.note_request(self.command, self.path)
             self._send_raw(*raw_answer)
             return
-        status, answer = 200, None
+        status = 200
+        answer: object = None
         if not remote.online:
             status, answer = 503, {"errcode": "M_UNKNOWN", "error": "The test wants me offline"}
         else:
