@@ -208,7 +208,8 @@ def test_our_failures_cost_a_server_none_of_its_ordinary_traffic(
         assert late_s < 12
         assert not any(has_failed(homeserver, remote) for remote in remotes)
         for remote in harmed:
-            assert len(remote.harmed) < 12
+            # Each second one, where a connection is closed at once, is the same once more.
+            assert len(remote.harmed) < 20
             assert not set(receipts(remote, sticky)) & {e.event_id for e in remote.received}
             remote.harm = lambda txn_id, body: None
         for remote in harmed[:4]:
