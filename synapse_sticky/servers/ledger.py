@@ -256,7 +256,7 @@ class Ledger:
         self._joining = {key for key in self._joining if index.join(*key) is not None}
         if self._watermarks is None:
             return
-        self._watermarks.expire(now_ts)
+        self._watermarks.expire(index, now_ts)
         while rows := self._watermarks.take_changed(_WATERMARKS_PER_WRITE):
             try:
                 await self._store.store_watermarks(rows, now_ts)

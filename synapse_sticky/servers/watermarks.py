@@ -126,12 +126,17 @@ class Watermarks:
         """These could not be stored: they are still to be."""
         self._changed.update(((row.server_name, row.room_id), None) for row in rows)
 
-    def expire(self, now_ts: int) -> None:
+    def expire(self, index: StickyIndex, now_ts: int) -> None:
         """Forgets watermarks that speak of nothing that is still sticky."""
         for room_id, servers in list(self._by_room.items()):
             for server_name, watermark in list(servers.items()):
                 for event_id in [e for e, ts in watermark.ahead.items() if ts <= now_ts]:
-                    del watermark.ahead[event_id]
+                    event = index.get(event_id)
+                    if event is not None and event.expires_ts > now_ts:
+                        # It was settled before it was in the index.
+                        watermark.ahead[event_id] = event.expires_ts
+                    else:
+                        del watermark.ahead[event_id]
                 if watermark.expires_ts <= now_ts and not watermark.ahead:
                     del servers[server_name]
             if not servers:

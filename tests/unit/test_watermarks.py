@@ -34,6 +34,8 @@ class World:
         # Since the newest join that was noticed; and what of it no kill made forgotten.
         self.ever_settled: dict[tuple[str, str], set[str]] = {pair: set() for pair in PAIRS}
         self.settled: dict[tuple[str, str], set[str]] = {pair: set() for pair in PAIRS}
+        # When each was settled last.
+        self.settled_ts: dict[tuple[tuple[str, str], str], int] = {}
 
     def _next_position(self) -> int:
         self.position = max(self.position + 1, self.now_ts)
@@ -84,6 +86,18 @@ class World:
         self.watermarks.settle(self.index, server_name, room_id, event_ids, self.now_ts)
         self.settled[server_name, room_id].update(event_ids)
         self.ever_settled[server_name, room_id].update(event_ids)
+        for event_id in event_ids:
+            self.settled_ts[(server_name, room_id), event_id] = self.now_ts
+
+    def forget(self) -> None:
+        """The clean-up of the watermarks; what is not noticed for ten minutes is not settled."""
+        self.watermarks.expire(self.index, self.now_ts)
+        unnoticed = {item[0] for item in self.unnoticed if len(item) == 4}
+        for pair, event_id in [
+            k for k, ts in self.settled_ts.items() if ts + 600_000 <= self.now_ts
+        ]:
+            if event_id in unnoticed:
+                self.settled[pair].discard(event_id)
 
     def flush(self, limit: int, fails: bool) -> None:
         """What has changed is stored, or could not be; as the statement does it."""
@@ -253,7 +267,7 @@ def _do(world: World, step: Step) -> None:
         if step.index_forgets:
             world.index.expire(world.now_ts)
         if step.watermarks_forget:
-            world.watermarks.expire(world.now_ts)
+            world.forget()
         if step.store_deletes:
             world.delete_expired()
     elif isinstance(step, Flush):
@@ -415,11 +429,11 @@ def test_what_speaks_of_nothing_sticky_is_forgotten() -> None:
     rows = world.watermarks.take_changed(10)
     assert [row.expires_ts for row in rows] == [world.now_ts + HOUR_MS, world.now_ts + 60_000]
     world.now_ts += 60_000
-    world.watermarks.expire(world.now_ts)
+    world.forget()
     world.watermarks.put_back(rows)
     assert world.watermarks.take_changed(10) == rows[:1]
     world.now_ts += HOUR_MS
-    world.watermarks.expire(world.now_ts)
+    world.forget()
     world.watermarks.put_back(rows)
     assert world.watermarks.take_changed(10) == []
 
@@ -436,7 +450,7 @@ def test_what_is_still_sticky_is_not_forgotten() -> None:
     world.settle(*without, [gap, long, short])
     end_ts = world.now_ts + HOUR_MS
     for world.now_ts in (end_ts - HOUR_MS + 1_000, end_ts - 1):
-        world.watermarks.expire(world.now_ts)
+        world.forget()
         assert world.owed(*with_gap) == [gap]
         assert world.owed(*without) == []
         world.flush(10, fails=False)
@@ -459,7 +473,7 @@ def test_a_row_that_counts_from_a_forgotten_join_is_replaced() -> None:
     world.flush(10, fails=False)
     world.now_ts += 21_000
     world.index.expire(world.now_ts + 10_000)
-    world.watermarks.expire(world.now_ts)
+    world.forget()
     second = world.send(ROOMS[0], HOUR_MS, True)
     world.notice()
     world.settle(*pair, [second])
@@ -476,7 +490,7 @@ def test_what_never_becomes_deliverable_is_forgotten() -> None:
         world.watermarks.settle(world.index, SERVERS[0], ROOMS[0], [event_id], world.now_ts)
     assert len(world.watermarks._by_room[ROOMS[0]][SERVERS[0]].ahead) <= 5_000
     world.now_ts += HOUR_MS // 4
-    world.watermarks.expire(world.now_ts)
+    world.forget()
     assert not world.watermarks._by_room
 
 
@@ -492,3 +506,15 @@ def test_any_number_of_live_events_may_be_settled_beyond_a_gap() -> None:
         world.watermarks.settle(world.index, *pair, others, world.now_ts)
     assert world.owed(*pair) == [gap]
     assert len(world.watermarks._by_room[ROOMS[0]][SERVERS[0]].ahead) <= 12_000 + 24_000 + 5_000
+
+
+def test_what_was_settled_before_it_was_noticed_stays_settled_behind_a_gap() -> None:
+    # F1, F5: as all that a server has acknowledged at once, if it has refused one before
+    world = World()
+    world.send(ROOMS[0], HOUR_MS, owed=True)
+    second = world.send(ROOMS[0], HOUR_MS, owed=True)
+    world.settle(SERVERS[0], ROOMS[0], [second])
+    world.notice()
+    world.now_ts += 1_800_000
+    world.forget()
+    assert world.owed(SERVERS[0], ROOMS[0]) == ["$0"]
