@@ -29,9 +29,8 @@ def install(hs: HomeServer, api: ModuleApi, routes: Iterable[Route]) -> None:
     require(_base, "assert_user_is_admin", "auth", "requester")
     resource = JsonResource(hs, canonical_json=False)
     for route in routes:
-        pattern = re.compile(
-            "^" + re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", f"{ADMIN_API_PATH}/{route.path}") + "$"
-        )
+        path = re.escape(f"{ADMIN_API_PATH}/{route.path}")
+        pattern = re.compile("^" + re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", path) + "$")
         resource.register_paths(route.method, [pattern], _callback(hs, route), _SERVLET)
     api.register_web_resource(ADMIN_API_PATH, resource)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from harness.homeserver import Homeserver
 from harness.remote import RemoteServer
@@ -58,6 +58,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """A headless Chromium."""
+    # On a busy machine an answer may take a while, and the page asks every few seconds only.
+    expect.set_options(timeout=20_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
@@ -66,7 +68,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def context(browser: Browser, world: World) -> Iterator[BrowserContext]:
-    """A new profile, of a desktop in light colours. What the browser complains of fails the test."""
+    """A new profile, of a desktop in light colours. A complaint of the browser fails the test."""
     world.settle()
     context = browser.new_context(
         locale="en-GB", viewport={"width": 1280, "height": 900}, color_scheme="light"

@@ -1,6 +1,5 @@
 """A server with a bit of everything on it, for the page to show."""
 
-import time
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -21,8 +20,11 @@ class World:
     """Users and rooms of a server that is in a federation.
 
     Attributes:
-        call: a room in which four users of two servers are in a call.
-        good: a server that is sent everything; `owed` takes nothing, and `away` is not there.
+        admin: whose token signs in.
+        peer: another Synapse, which is sent everything.
+        owed: a server that takes nothing any more.
+        away: a server that does not answer any more.
+        call: a room of all four servers, in which three users are in a call.
     """
 
     homeserver: Homeserver
@@ -63,7 +65,7 @@ def room_path(room_id: str, rest: str = "") -> str:
     return f"rooms/{quote(room_id, safe='')}{rest}"
 
 
-def named_room(creator: Client, name: str, **arguments: object) -> str:
+def named_room(creator: Client, name: str, **arguments: str) -> str:
     """A public room with a name."""
     room_id = create_room(creator, **arguments)
     creator.send_state(room_id, "m.room.name", {"name": name})
@@ -94,22 +96,23 @@ def make_world(
     world = World(homeserver, peer, admin, alice, bob, carol, owed, away, call)
     owed.join(homeserver, call, "dave")
     away.join(homeserver, call, "erin")
-    sent = [be_in_call(alice, call, "LAPTOP"), be_in_call(bob, call, "PHONE", 32)]
+    sent = [be_in_call(alice, call, "LAPTOP"), be_in_call(bob, call, "PHONE", 52)]
     wait_until_stored(peer, call, sent)
     for remote in (owed, away):
         for event_id in sent:
             remote.wait_for(event_id)
     owed.judge = lambda event: None
     away.online = False
-    be_in_call(alice, call, "TABLET", 12)
-    of_carol = be_in_call(carol, call, "DESKTOP", 45)
+    be_in_call(alice, call, "TABLET", 40)
+    of_carol = be_in_call(carol, call, "DESKTOP", 46)
     wait_until_stored(homeserver, call, [of_carol])
     _other_rooms(world)
 
     def as_shown() -> bool:
         # Synapse backs off from a server that its own sending does not reach.
         alice.send(call)
-        servers = {s["server_name"]: s for s in world.get(room_path(call, "/servers"))["servers"]}
+        listed = world.get(room_path(call, "/servers"))["servers"]
+        servers = {server["server_name"]: server for server in listed}
         assert servers[away.server_name]["failing_since_ts"] is not None
         assert servers[owed.server_name]["reason"] == "trying"
         assert servers[owed.server_name]["obstacle"]
@@ -133,4 +136,3 @@ def _other_rooms(world: World) -> None:
     bob.send(secret, {"ciphertext": "x"}, type="m.room.encrypted", sticky_ms=HOUR_MS)
     plain = alice.create_room()
     alice.send(plain, sticky_ms=HOUR_MS // 3)
-    time.sleep(0)

@@ -14,6 +14,12 @@ const ENDS = [
   ["at", "At a time of your choice"],
 ];
 
+const WHO_READS = {
+  user: "The user is told it whenever an event is refused.",
+  server: "For the admins of this server.",
+  null: "A user is told it whenever an event is refused. For a server, only admins see it.",
+};
+
 // Shows a dialog. submit() does what was asked for; an error of it is shown in the dialog, which
 // stays open. Resolves to whether it was done.
 function open(title, content, action, submit, { danger = false } = {}) {
@@ -86,7 +92,7 @@ export function blockDialog(kind = null, subject = null) {
       ? field("User or server", who, "For example @mallory:example.com or matrix.example.org.")
       : h("p", { class: "subject" }, h("bdi", {}, foreign(subject, 255))),
     h("p", { class: "hint" }, consequences(kind)),
-    field("Reason", reason, "For you and the other admins. Optional."),
+    field("Reason (optional)", reason, WHO_READS[kind]),
     field("The block ends", end),
     atField,
   ];

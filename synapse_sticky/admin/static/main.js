@@ -35,8 +35,7 @@ function route() {
   view = viewOf(section, rest.join("/"));
   show(view.element, view.heading.textContent);
   for (const link of navigation.querySelectorAll("a")) {
-    const isHere = link.hash === `#/${section}`;
-    if (isHere) link.setAttribute("aria-current", rest.length > 0 ? "true" : "page");
+    if (location.hash.split("/")[1] === link.hash.split("/")[1]) link.setAttribute("aria-current", rest.length > 0 ? "true" : "page");
     else link.removeAttribute("aria-current");
   }
 }

@@ -21,8 +21,9 @@ import { section, View } from "./view.js";
 const INTERVAL_MS = 5_000;
 
 export function roomView(roomId, ownServer) {
+  const alias = h("bdi", { class: "mono alias" });
   const id = h("bdi", { class: "mono id" }, foreign(roomId, 255));
-  const view = new View("Room", id);
+  const view = new View("Room", h("p", { class: "beside" }, alias, id));
   view.element.prepend(
     h("p", { class: "back" }, h("a", { href: "#/rooms" }, "All rooms")),
   );
@@ -45,6 +46,8 @@ export function roomView(roomId, ownServer) {
       ]);
       setText(view.heading, roomName(room));
       document.title = `${roomName(room)} · Sticky events`;
+      setText(alias, foreign(room.canonical_alias ?? ""));
+      alias.hidden = room.name === null || room.canonical_alias === null;
       id.hidden = room.name === null && room.canonical_alias === null;
       content.hidden = false;
       for (const part of parts) part.show(room, entries, all);
@@ -201,7 +204,7 @@ function entryRow(view, ownServer) {
     "tr",
     {},
     who.element,
-    h("td", {}, ...type.elements, key, details),
+    h("td", {}, ...type.elements, h("div", { class: "beside" }, key, details)),
     h("td", { class: "left-column" }, time.element),
     actions.element,
   );

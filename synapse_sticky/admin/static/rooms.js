@@ -197,10 +197,9 @@ function pager(onChange) {
 function roomRow(first) {
   const link = h("a", { href: roomAddress(first.room_id) });
   const id = h("bdi", { class: "mono id" });
-  const live = h("td", { class: "number" });
-  const heldText = h("span", {});
-  const owed = h("td", { class: "number" });
-  const held = h("td", { class: "number" }, heldText);
+  const [live, held, owed] = ["Live", "Held", "Owed"].map((label) =>
+    h("td", { class: "number", "data-label": label }),
+  );
   const badge = h("span", {});
   const who = h("span", { class: "who-decided" });
   const element = h(
@@ -221,7 +220,7 @@ function roomRow(first) {
       const sum = Object.values(room.held).reduce((total, value) => total + value, 0);
       for (const [cell, value] of [
         [live, room.live],
-        [heldText, sum],
+        [held, sum],
         [owed, room.owed],
       ]) {
         setText(cell, number(value));

@@ -158,5 +158,5 @@ export function serverState(server, nowTs) {
   }
   if (server.failing_since_ts !== null) return { kind: "unreachable", label: "Unreachable", lines };
   if (server.owed > 0) return { kind: "owed", label: "Owed", lines };
-  return { kind: "good", label: "Up to date", lines: ["It has every event."] };
+  return { kind: "good", label: "Up to date", lines: ["It is owed nothing."] };
 }
