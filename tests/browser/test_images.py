@@ -7,7 +7,7 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.browser.test_page import DESKTOP, PHONE, block_bob, sign_in
+from tests.browser.test_page import DESKTOP, LIVE, PHONE, block_bob, sign_in
 from tests.browser.world import API, World
 
 
@@ -35,7 +35,7 @@ def test_screenshots(
     """They show what the page shows, and are small."""
     images.mkdir(parents=True, exist_ok=True)
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type,unused-ignore]
-    page.set_viewport_size(size)  # type: ignore[arg-type,unused-ignore]
+    page.set_viewport_size({**size, "height": 700})  # type: ignore[arg-type,unused-ignore]
     block_bob(world)
     sign_in(page, world)
     page.route(re.compile(rf"{API}/(?!page)"), lambda route: with_names(route, world))
@@ -46,7 +46,7 @@ def test_screenshots(
     }.items():
         page.goto("about:blank")
         page.goto(world.page_url + place)
-        expect(page.get_by_text("Live ·")).to_be_visible()
+        expect(page.get_by_text(LIVE)).to_be_visible()
         page.mouse.move(0, 0)
         path = images / f"admin-page-{name}-{device}.png"
         page.screenshot(path=path, full_page=True)

@@ -118,6 +118,16 @@ export function alertPlace() {
   };
 }
 
+// Shows some of these elements: [element, whether]. If the one that had the focus goes, another one
+// gets it, or the heading that is given.
+export function showSome(elements, heading = null) {
+  const focused = document.activeElement;
+  for (const [element, isShown] of elements) element.hidden = !isShown;
+  if (!elements.some(([element]) => element === focused && element.hidden)) return;
+  const shown = elements.find(([, isShown]) => isShown);
+  (heading ?? shown?.[0])?.focus();
+}
+
 export function button(text, onClick, properties = {}) {
   return h("button", { type: "button", ...properties, on: { click: onClick } }, text);
 }

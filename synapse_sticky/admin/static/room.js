@@ -3,7 +3,7 @@
 
 import { get, path } from "./api.js";
 import { blockDialog, switchAction, switchDialog, unblock } from "./dialogs.js";
-import { button, h, KeyedList, setText, table } from "./dom.js";
+import { button, h, KeyedList, setText, showSome, table } from "./dom.js";
 import { labelled, moreButton, serverList, timeLeft } from "./rows.js";
 import {
   count,
@@ -46,6 +46,7 @@ export function roomView(roomId, ownServer) {
       ]);
       setText(view.heading, roomName(room));
       document.title = `${roomName(room)} · Sticky events`;
+      setText(id, foreign(room.room_id, 255));
       setText(alias, foreign(room.canonical_alias ?? ""));
       alias.hidden = room.name === null || room.canonical_alias === null;
       id.hidden = room.name === null && room.canonical_alias === null;
@@ -83,13 +84,14 @@ function switchPart(view, roomId) {
       state.className = `badge ${room.enabled ? "good" : "off"}`;
       const verb = room.enabled ? "on" : "off";
       setText(text, `Sticky events are ${verb} here. Decided by ${decidedBy(room.enabled_by)}.`);
-      const had = element.contains(document.activeElement);
-      const decided = room.enabled_by === "admin";
-      for (const [enabled, choice] of choices) {
-        choice.hidden = enabled === null ? !decided : enabled === room.enabled;
-      }
-      // The button that was pressed may be gone now.
-      if (had && document.activeElement?.hidden) heading.focus();
+      const isDecided = room.enabled_by === "admin";
+      showSome(
+        choices.map(([enabled, choice]) => [
+          choice,
+          enabled === null ? isDecided : enabled !== room.enabled,
+        ]),
+        heading,
+      );
     },
   };
 }
@@ -184,8 +186,10 @@ function senderActions(view, ownServer) {
       kind = server === ownServer ? "user" : "server";
       subject = kind === "user" ? sender : server;
       setText(block, kind === "user" ? "Block user" : "Block server");
-      block.hidden = isBlocked;
-      end.hidden = !isBlocked;
+      showSome([
+        [block, !isBlocked],
+        [end, isBlocked],
+      ]);
       block.relabel();
       end.relabel();
     },

@@ -2,7 +2,7 @@
 // Parts of rows that several sections show.
 
 import { serverNow } from "./api.js";
-import { button, h, setChildren, setText, table, KeyedList } from "./dom.js";
+import { button, h, KeyedList, setChildren, setText, showSome, table } from "./dom.js";
 import { blockDialog, retryServer, unblock } from "./dialogs.js";
 import { foreign, left, number, serverState } from "./words.js";
 
@@ -84,9 +84,11 @@ function serverRow(view) {
       server = newer;
       setText(name, foreign(server.server_name, 255));
       blocked.hidden = !server.blocked;
-      retry.hidden = server.owed === 0 && server.failing_since_ts === null;
-      block.hidden = server.blocked;
-      end.hidden = !server.blocked;
+      showSome([
+        [retry, server.owed > 0 || server.failing_since_ts !== null],
+        [block, !server.blocked],
+        [end, server.blocked],
+      ]);
       for (const each of [retry, block, end]) each.relabel();
       tick();
     },
