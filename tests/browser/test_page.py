@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, urlsplit
 
 import httpx
 import pytest
@@ -179,6 +179,48 @@ def test_a_room_that_is_in_no_list(page: Page, world: World) -> None:
     expect(page.get_by_role("alert")).to_have_text("'room_id' must be the ID of a room.")
 
 
+def test_many_rooms(page: Page, world: World) -> None:
+    """They come in pages; whoever looks at one that is gone is shown the last one."""
+    total = [120]
+
+    def instead(route: Route) -> None:
+        query = parse_qs(urlsplit(route.request.url).query)
+        start, limit = (int(query[name][0]) for name in ("from", "limit"))
+        numbers = range(start, min(start + limit, total[0]))
+        rooms = [
+            {
+                "room_id": f"!{n}:b",
+                "name": f"Room {n}",
+                "canonical_alias": None,
+                "live": 1,
+                "held": {},
+                "owed": 0,
+                "enabled": True,
+                "enabled_by": "default",
+            }
+            for n in numbers
+        ]
+        more = {"next_token": str(start + limit)} if start + limit < total[0] else {}
+        route.fulfill(json={"rooms": rooms, "total": total[0], **more})
+
+    page.route(re.compile(rf"{API}/rooms\?"), instead)
+    sign_in(page, world)
+    pages = page.get_by_role("navigation", name="Pages")
+    before, after = (pages.get_by_role("button", name=name) for name in ("Previous", "Next"))
+    expect(pages).to_contain_text("1 to 50 of 120 rooms")
+    expect(before).to_be_disabled()
+    after.click()
+    expect(pages).to_contain_text("51 to 100 of 120 rooms")
+    after.click()
+    expect(row(page, "Room 119")).to_be_visible()
+    expect(after).to_be_disabled()
+    before.click()
+    expect(row(page, "Room 50 ")).to_be_visible()
+    total[0] = 40
+    expect(row(page, "Room 39")).to_be_visible()
+    expect(pages).to_be_hidden()
+
+
 # One room, live
 
 
@@ -222,6 +264,29 @@ def test_a_room_live(page: Page, world: World) -> None:
     expect(now).to_contain_text("sticky events are off in this room")
     expect(held.get_by_role("row")).to_have_count(4)
     expect(held).to_contain_text("It is delivered once they are switched on.")
+
+
+def test_more_than_a_hundred(page: Page, world: World) -> None:
+    """The first hundred are shown, and more on request."""
+    room_id, user = new_call(world)
+
+    def instead(route: Route) -> None:
+        limit = int(parse_qs(urlsplit(route.request.url).query)["limit"][0])
+        entry = {"sender": user.user_id, "type": MEMBER, "remaining_ms": HOUR_MS}
+        entries = [
+            {**entry, "event_id": f"${n}", "sticky_key": f"{n}", "opaque": False, "content": {}}
+            for n in range(150)
+        ]
+        route.fulfill(json={"entries": entries[:limit], "total": 150})
+
+    page.route(re.compile(rf"{API}/rooms/.*/map"), instead)
+    open_room(page, world, room_id)
+    now = part(page, "Now")
+    expect(now.get_by_role("row")).to_have_count(101)
+    expect(now).to_contain_text("The first 100 of 150 are shown.")
+    now.get_by_role("button", name="Show more").click()
+    expect(now.get_by_role("row")).to_have_count(151)
+    expect(now.get_by_role("button", name="Show more")).to_be_hidden()
 
 
 def test_each_server(page: Page, world: World) -> None:

@@ -38,17 +38,24 @@ export function roomsView() {
     pages.element,
   );
   view.start(INTERVAL_MS, async (signal) => {
-    const parameters = {
-      search_term: chosen.search,
-      order_by: chosen.order,
-      dir: chosen.dir,
-      from: chosen.from,
-      limit: PAGE,
-    };
-    const [status, rooms] = await Promise.all([
-      get("status", {}, signal),
-      get("rooms", parameters, signal),
-    ]);
+    const ask = () =>
+      get(
+        "rooms",
+        {
+          search_term: chosen.search,
+          order_by: chosen.order,
+          dir: chosen.dir,
+          from: chosen.from,
+          limit: PAGE,
+        },
+        signal,
+      );
+    let [status, rooms] = await Promise.all([get("status", {}, signal), ask()]);
+    if (rooms.rooms.length === 0 && chosen.from > 0) {
+      // The last page has expired.
+      chosen.from = Math.floor(Math.max(0, rooms.total - 1) / PAGE) * PAGE;
+      rooms = await ask();
+    }
     summary.show(status);
     heads.show();
     if (list.show(rooms.rooms)) view.heading.focus();
