@@ -87,6 +87,7 @@ def test_etags(homeserver: Homeserver) -> None:
         assert "Content-Security-Policy" in same.headers
         other = homeserver.http.get(url, headers={"If-None-Match": '"other"'})
         assert (other.status_code, other.headers["ETag"]) == (200, tag)
+        assert other.content == STATIC.joinpath(name).read_bytes()
     assert len(tags) == len(NAMES)
 
 
