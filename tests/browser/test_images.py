@@ -7,7 +7,7 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.browser.test_page import DESKTOP, LIVE, PHONE, block_bob, sign_in
+from tests.browser.looking import DESKTOP, LIVE, PHONE, block_bob, sign_in
 from tests.browser.world import API, World
 
 

@@ -12,24 +12,12 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import BrowserContext, Locator, Page, Request, Route, expect
 
-from harness.client import Client
+from harness.client import Client, JsonDict
 from harness.processes import free_port
 from harness.wait import eventually
+from tests.browser.looking import DESKTOP, LIVE, NARROWEST, PHONE, block_bob, sign_in
 from tests.browser.world import API, MEMBER, World, be_in_call, named_room, room_path
 from tests.support import HOUR_MS, SETTINGS, now_ms, unique
-
-PHONE = {"width": 390, "height": 844}
-NARROWEST = {"width": 320, "height": 640}
-LIVE = re.compile(r"^Live \u00b7")
-DESKTOP = {"width": 1280, "height": 900}
-
-
-def sign_in(page: Page, world: World, place: str = "") -> None:
-    """Open the page, or a place of it, and sign in as a server admin."""
-    page.goto(world.page_url + place)
-    page.get_by_label("Access token").fill(world.admin.access_token)
-    page.get_by_role("button", name="Sign in").click()
-    expect(page.get_by_role("button", name="Sign out")).to_be_visible()
 
 
 def open_room(page: Page, world: World, room_id: str) -> None:
@@ -187,7 +175,7 @@ def test_many_rooms(page: Page, world: World) -> None:
         query = parse_qs(urlsplit(route.request.url).query)
         start, limit = (int(query[name][0]) for name in ("from", "limit"))
         numbers = range(start, min(start + limit, total[0]))
-        rooms = [
+        rooms: list[JsonDict] = [
             {
                 "room_id": f"!{n}:b",
                 "name": f"Room {n}",
@@ -696,12 +684,6 @@ def views(page: Page, world: World) -> Iterator[str]:
     expect(row(page, world.bob.user_id)).to_be_visible()
     yield "blocks"
     page.get_by_role("button", name="Sign out").click()
-
-
-def block_bob(world: World) -> None:
-    """Have an event that is held, and a block with a reason."""
-    body = {"enabled": False, "reason": "Joins every call and says nothing"}
-    world.put(f"users/{quote(world.bob.user_id, safe='')}/settings", body)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
