@@ -6,7 +6,7 @@ NOX := $(TOOLS)/bin/python -m nox
 APT_GET := $(shell [ "$$(id -u)" = 0 ] || echo sudo) env DEBIAN_FRONTEND=noninteractive apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-all test-quick test-on test-upstream test-monitoring coverage docs demo bench build clean
+.PHONY: help test test-all test-quick test-on test-upstream test-monitoring test-browser coverage docs demo bench build clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -16,6 +16,7 @@ test: $(TOOLS)/bin/nox ## Everything: lint, the documentation, then the suite on
 
 test-all: $(TOOLS)/bin/nox ## As `make test`, with the tests that only repeat something, and more kills
 	$(NOX) -s lint docs javascript releases monitoring tests -- --repeats --kills=50 $(ARGS)
+	$(NOX) -s browser
 
 test-quick: $(TOOLS)/bin/nox ## The inner loop: lint, then what is quick, on the newest Synapse with SQLite
 	$(NOX) -s lint quick -- $(ARGS)
@@ -29,6 +30,9 @@ test-upstream: $(TOOLS)/bin/nox ## Synapse's own tests with the module: make tes
 
 test-monitoring: $(TOOLS)/bin/nox ## Dashboard and alerts, with a real Prometheus, in ten minutes
 	$(NOX) -s monitoring
+
+test-browser: $(TOOLS)/bin/nox ## The page for admins in Chromium: make test-browser [ARGS="--update-images"]
+	$(NOX) -s browser -- $(ARGS)
 
 coverage: $(TOOLS)/bin/nox ## Which lines and branches the quick tests run: make coverage [ARGS="tests/unit"]
 	$(NOX) -s coverage -- $(ARGS)

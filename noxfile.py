@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 import nox
@@ -40,6 +41,7 @@ OLDEST_BY_MARK = "not any_synapse"
 JAVASCRIPT = "tests/javascript"
 RELEASES = "tests/releases"
 MONITORING = "tests/monitoring"
+BROWSER = "tests/browser"
 
 # Synapse needs a while to end in an orderly way.
 PATIENCE_S = 60
@@ -133,6 +135,17 @@ def docs(session: nox.Session) -> None:
     _install(session, *_group("docs"))
     # What it has to say of its own next version is not about this site.
     session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """Look at the page for admins in a headless Chromium, beside a real Synapse."""
+    # Without a font of the system Chromium shows no text.
+    _install_packages(
+        session, lambda: [] if shutil.which("chromium") else ["chromium", "fonts-dejavu-core"]
+    )
+    _install(session, "matrix-synapse", *_group("test", "browser"), ".")
+    _pytest(session, BROWSER, *session.posargs)
 
 
 @nox.session
@@ -240,7 +253,15 @@ def _install_servers(session: nox.Session, *programs: str) -> None:
     Args:
         programs: others that are needed, of which Debian's packages have the same names.
     """
-    packages = _missing_packages(*programs)
+    advice = "; or leave out what needs them, with the argument --deployments sqlite"
+    _install_packages(session, lambda: _missing_packages(*programs), advice)
+
+
+def _install_packages(
+    session: nox.Session, find_missing: Callable[[], list[str]], advice: str = ""
+) -> None:
+    """Install Debian packages that are missing, as far as that is possible here."""
+    packages = find_missing()
     if not packages:
         return
     session.log(f"Not found on this machine: {', '.join(packages)}")
@@ -253,12 +274,10 @@ def _install_servers(session: nox.Session, *programs: str) -> None:
         for command in ([*run, "update"], [*run, *install]):
             session.log(" ".join(command))
             subprocess.run(command, check=False)
-    packages = _missing_packages(*programs)
+    packages = find_missing()
     if packages:
-        session.error(
-            f"install these first (the names are Debian's): {' '.join(packages)}; "
-            "or leave out what needs them, with the argument --deployments sqlite"
-        )
+        names = " ".join(packages)
+        session.error(f"install these first (the names are Debian's): {names}{advice}")
 
 
 def _missing_packages(*programs: str) -> list[str]:

@@ -5,6 +5,7 @@ from functools import partial
 
 from synapse.module_api import ModuleApi
 
+from synapse_sticky.admin import page
 from synapse_sticky.admin.api import AdminApi
 from synapse_sticky.admin.lag import Lag
 from synapse_sticky.admin.metrics import Measurements
@@ -200,12 +201,12 @@ class StickyEventsModule:
             reports,
             self._debts,
             self._settings,
-            Rooms(hs),
+            Rooms(hs, tables),
             Lag(clock, store, tables, bounds, reader),
             name_of_indexer(hs),
             retry,
         )
-        admin_requests.install(hs, api, admin_api.routes())
+        admin_requests.install(hs, api, [*admin_api.routes(), *page.routes()])
 
         if api.should_run_background_tasks():
             check = CurrentStateCheck(hs)

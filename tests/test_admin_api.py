@@ -52,6 +52,7 @@ ROUTES = [
     ("PUT", "rooms/!a:b/settings"),
     ("GET", "users/@a:b/settings"),
     ("PUT", "users/@a:b/settings"),
+    ("GET", "blocks"),
     ("GET", "servers"),
     ("GET", "servers/a.example/settings"),
     ("PUT", "servers/a.example/settings"),
@@ -124,6 +125,7 @@ def test_status(homeserver: Homeserver, admin: Client, alice: Client, room: str)
     ((version,),) = homeserver.query("SELECT version FROM synapse_sticky_schema")
     assert status["schema_version"] == version
     assert status["instance_name"] == "master"
+    assert (status["server_name"], status["user_id"]) == (homeserver.server_name, admin.user_id)
     assert {"version", "synapse_version", "newest_tested_synapse", "held", "owed"} < set(status)
 
 
@@ -137,6 +139,8 @@ def test_a_room_and_its_events(homeserver: Homeserver, admin: Client, alice: Cli
     events = described.pop("events")
     assert described == {
         "room_id": room,
+        "name": None,
+        "canonical_alias": None,
         "live": 6,
         "held": {},
         "owed": 0,
@@ -190,12 +194,69 @@ def test_rooms(homeserver: Homeserver, admin: Client, alice: Client) -> None:
         what="the rooms",
     )
     assert quiet not in found
-    entry = {"live": 1, "held": {}, "owed": 0, "enabled": True, "enabled_by": "default"}
+    unnamed: JsonDict = {"name": None, "canonical_alias": None, "held": {}, "owed": 0}
+    entry = {**unnamed, "live": 1, "enabled": True, "enabled_by": "default"}
     assert found[rooms[0]] == {"room_id": rooms[0], **entry}
-    entry = {"live": 0, "held": {}, "owed": 0, "enabled": False, "enabled_by": "admin"}
+    entry = {**unnamed, "live": 0, "enabled": False, "enabled_by": "admin"}
     assert found[decided] == {"room_id": decided, **entry}
     # A room that is only decided on can be asked for by itself too.
     assert in_room(admin, decided) == {"room_id": decided, **entry, "events": [], "total": 0}
+
+
+def test_rooms_by_name(admin: Client, alice: Client) -> None:
+    """Rooms have their names, and are found by them and sorted, whatever these hold."""
+    word = unique()
+    names = [f"b {word.upper()} <i>", f"A {word}\u202e\x7f\n"]
+    rooms = [
+        alice.create_room(name=names[0]),
+        alice.create_room(name=names[1], room_alias_name=word),
+        alice.create_room(),
+        alice.create_room(room_alias_name=f"c-{word}"),
+    ]
+    for number, room in enumerate(rooms, 1):
+        send_sticky(alice, room, number)
+    alias = f"#{word}:{alice.user_id.partition(':')[2]}"
+
+    def found(**params: Any) -> list[str]:
+        listed = get(admin, "rooms", search_term=word, **params)
+        assert listed["total"] == 3
+        return [room["room_id"] for room in listed["rooms"]]
+
+    b, a, unnamed, c = rooms
+    eventually(lambda: in_room(admin, c)["live"] == 4, what="the events")
+    eventually(lambda: found(order_by="live") == [b, a, c], what="their counts")
+    assert found() == sorted([a, b, c])
+    assert found(order_by="live", dir="b") == [c, a, b]
+    # By what is shown: the alias of a room without a name.
+    assert found(order_by="name") == [a, b, c] or found(order_by="name") == [c, a, b]
+    assert found(order_by="name") == found(order_by="name", dir="b")[::-1]
+    assert found(order_by="name", limit=1, **{"from": 1}) == found(order_by="name")[1:2]
+    (described,) = [r for r in get(admin, "rooms", search_term=word)["rooms"] if r["room_id"] == a]
+    assert (described["name"], described["canonical_alias"]) == (names[1], alias)
+    assert in_room(admin, a)["name"] == names[1]
+    assert get(admin, "rooms", search_term=f"#{word.upper()}:")["total"] == 1
+    assert get(admin, "rooms", search_term=unnamed.upper())["total"] == 1
+    assert get(admin, "rooms", search_term=unique("nothing")) == {"rooms": [], "total": 0}
+    # Rooms that have nothing to be sorted by come last, in both directions.
+    for direction in ("f", "b"):
+        every = get(admin, "rooms", order_by="name", dir=direction, limit=1000)["rooms"]
+        shown = [room["name"] or room["canonical_alias"] for room in every]
+        assert shown[-1] is None
+        assert None not in shown[: shown.index(None)]
+        assert not any(shown[shown.index(None) :])
+
+
+def test_names_that_are_none(admin: Client, alice: Client) -> None:
+    """A name that was redacted, or is empty, is none."""
+    room = alice.create_room(name="first")
+    send_sticky(alice, room)
+    eventually(lambda: in_room(admin, room)["name"] == "first", what="the name")
+    alice.send_state(room, "m.room.name", {"name": " "})
+    eventually(lambda: in_room(admin, room)["name"] is None, what="no name")
+    event_id = alice.send_state(room, "m.room.name", {"name": "second"})
+    eventually(lambda: in_room(admin, room)["name"] == "second", what="the second name")
+    alice.redact(room, event_id)
+    eventually(lambda: in_room(admin, room)["name"] is None, what="the redaction")
 
 
 # A1
@@ -217,6 +278,15 @@ def test_held_events(
     held = {event["event_id"]: event["held_reasons"] for event in described["events"]}
     assert held == {first: ["switched_off"], second: ["switched_off", "user_blocked"]}
     assert [event["position"] for event in described["events"]] == [None, None]
+    put(admin, room_path(room, "/settings"), {"enabled": None})
+    eventually(lambda: in_room(admin, room)["live"] == 1, what="one release")
+    for flag, expected_ids in (("true", [second]), ("false", [first])):
+        page = get(admin, room_path(room), held=flag)
+        assert [event["event_id"] for event in page["events"]] == expected_ids
+        assert page["total"] == 1
+    put(admin, room_path(room, "/settings"), {"enabled": False})
+    eventually(lambda: in_room(admin, room)["held"] == expected, what="the switch once more")
+    described = in_room(admin, room)
     (listed,) = [r for r in get(admin, "rooms", limit=1000)["rooms"] if r["room_id"] == room]
     assert listed == {name: described[name] for name in listed}
     status = get(admin, "status")
@@ -363,6 +433,51 @@ def test_blocks(homeserver: Homeserver, admin: Client, kind: str) -> None:
         eventually(lambda p=process: get(p, path) == nothing, 20, "its end")  # type: ignore[misc]
 
 
+# A6
+def test_all_blocks(homeserver: Homeserver, admin: Client) -> None:
+    """Users come first, then servers, each with its reason and its end, until it is lifted."""
+    word, until_ts = unique(), now_ms() + HOUR_MS
+    user, server = f"@{word}:{homeserver.server_name}", f"{word}.example"
+    paths = [f"users/{quote(user, safe='')}/settings", f"servers/{server.upper()}/settings"]
+    put(admin, paths[0], {"enabled": False, "reason": "floods", "until_ts": until_ts})
+    put(admin, paths[1], {"enabled": False})
+
+    def listed(process: Client) -> list[JsonDict]:
+        answer = get(process, "blocks", limit=1000)
+        assert answer["total"] == len(answer["blocks"])
+        return [block for block in answer["blocks"] if word in block["subject"]]
+
+    expected = [
+        {"kind": "user", "subject": user, "reason": "floods", "until_ts": until_ts},
+        {"kind": "server", "subject": server, "reason": None, "until_ts": None},
+    ]
+    for process in everywhere(admin):
+        eventually(lambda p=process: listed(p) == expected, what="the blocks")  # type: ignore[misc]
+    assert len(get(admin, "blocks", limit=1)["blocks"]) == 1
+    for path in paths:
+        put(admin, path, {"enabled": None})
+    assert listed(admin) == []
+
+
+@pytest.mark.repeats("workers")
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("order_by", "rooms"),
+        ("dir", "rooms"),
+        ("held", "rooms/ROOM"),
+        ("all", "rooms/ROOM/servers"),
+    ],
+)
+def test_parameters_that_have_few_values(admin: Client, name: str, path: str) -> None:
+    """Others are refused, and the answer names the parameter."""
+    path = path.replace("ROOM", quote(admin.create_room(), safe=""))
+    with pytest.raises(MatrixError) as caught:
+        get(admin, path, **{name: "nonsense"})
+    assert (caught.value.status, caught.value.errcode) == (400, "M_INVALID_PARAM")
+    assert name in caught.value.error
+
+
 @pytest.mark.repeats("workers")
 @pytest.mark.parametrize(
     ("body", "code", "field"),
@@ -442,7 +557,7 @@ def test_paging_parameters(admin: Client, name: str) -> None:
     """Those of no sense are refused, and the largest numbers do no harm."""
     room = admin.create_room()
     of_room = [room_path(room, rest) for rest in ("", "/map", "/servers")]
-    for path in ("rooms", "servers", *of_room):
+    for path in ("rooms", "servers", "blocks", *of_room):
         for value in ("-1", "x", "1.5"):
             attempt = lambda path=path, value=value: get(admin, path, **{name: value})  # noqa: E731
             assert refusal(attempt) == (400, "M_INVALID_PARAM")
@@ -681,8 +796,12 @@ def test_servers_that_are_owed(
         assert server["obstacle"] in ("it answered 503", "Synapse is backing off from it")
         return server
 
+    began_ts = now_ms()
     server = eventually(backing_off, 30, "Synapse backing off")
     assert server["oldest_owed_ms"] < 60_000
+    assert began_ts - 10_000 < server["failing_since_ts"] <= now_ms()
+    everybody = get(admin, in_this_room, all="true")["servers"]
+    assert [s["server_name"] for s in everybody] == [remote.server_name]
     assert server["retry_ts"] > now_ms() - 10_000
     assert in_room(admin, room)["owed"] == 2
     assert get(admin, "status")["owed"] >= 2
@@ -704,6 +823,21 @@ def test_servers_that_are_owed(
     rows = "SELECT 1 FROM synapse_sticky_obstacles WHERE server_name = ?"
     eventually(lambda: not homeserver.query(rows, remote.server_name), what="no row left")
     assert admin.request("POST", retry) == {"owed": 0}
+    put(admin, f"servers/{quote(remote.server_name, safe='')}/settings", {"enabled": False})
+    nothing = ("oldest_owed_ms", "reason", "obstacle", "retry_ts", "failing_since_ts")
+    assert get(admin, in_this_room, all="true") == {
+        "servers": [
+            {
+                "server_name": remote.server_name,
+                "owed": 0,
+                **dict.fromkeys(nothing),
+                "blocked": True,
+            }
+        ],
+        "total": 1,
+    }
+    put(admin, f"servers/{quote(remote.server_name, safe='')}/settings", {"enabled": None})
+    assert get(admin, in_this_room)["total"] == 0
 
 
 @pytest.mark.slow
@@ -863,6 +997,8 @@ def test_whatever_the_document_allows(
     # These depend on the server and the time.
     user_id = document["components"]["parameters"]["user_id"]["schema"]
     user_id["pattern"] = rf"^@[a-z0-9]+:{re.escape(homeserver.server_name)}$"
+    server_name = document["components"]["parameters"]["server_name"]["schema"]
+    server_name["not"] = {"const": homeserver.server_name}
     if mode == "positive":
         document["components"]["schemas"]["UntilTs"]["minimum"] = now_ms() + HOUR_MS
     path = tmp_path / "openapi.json"

@@ -4,7 +4,7 @@
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from synapse_sticky.ephemeral_map import Entry, EphemeralMap
 from synapse_sticky.seams.background import Clock
 from synapse_sticky.seams.checks import NEWEST_TESTED_SYNAPSE, synapse_version
 from synapse_sticky.seams.requests import AdminRequest, Route, is_server_name
-from synapse_sticky.seams.rooms import Rooms
+from synapse_sticky.seams.rooms import RoomNames, Rooms
 from synapse_sticky.servers.debts import Debts, Reason, StoredDebt
 from synapse_sticky.storage.reports import EventReport, Reports, RoomCounts
 
@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 _MAX_ID_LENGTH: Final = 255
 _BATCH: Final = 500
 """How many events are read at a time."""
+
+_ROOM_ORDERS: Final = ("room_id", "name", "live", "held", "owed")
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -67,6 +69,7 @@ class AdminApi:
             Route("PUT", "rooms/{room_id}/settings", self.put_room_settings),
             Route("GET", "users/{user_id}/settings", self.get_user_settings),
             Route("PUT", "users/{user_id}/settings", self.put_user_settings),
+            Route("GET", "blocks", self.get_blocks),
             Route("GET", "servers", self.get_servers),
             Route("GET", "servers/{server_name}/settings", self.get_server_settings),
             Route("PUT", "servers/{server_name}/settings", self.put_server_settings),
@@ -89,6 +92,8 @@ class AdminApi:
             "synapse_version": str(synapse_version()),
             "newest_tested_synapse": str(NEWEST_TESTED_SYNAPSE),
             "schema_version": await self._reports.get_schema_version(),
+            "server_name": self._api.server_name,
+            "user_id": request.user_id,
             "instance_name": self._api.worker_name or "master",
             "indexer": {
                 "instance_name": self._indexer_name,
@@ -104,31 +109,50 @@ class AdminApi:
 
     async def get_rooms(self, request: AdminRequest) -> JsonDict:
         """List the rooms with unexpired sticky events, or with a decision on them."""
+        search, order_by = request.text("search_term"), request.choice("order_by", _ROOM_ORDERS)
+        backwards = request.choice("dir", ("f", "b")) == "b"
         counts = await self._reports.count(self._clock.now_ts())
         decided = {room_id for room_id, _ in self._settings.overrides.all(Kind.ROOM)}
         owed: dict[str, int] = defaultdict(int)
         for debt in await self._debts.stored():
             owed[debt.room_id] += debt.owed
-        return await _paged(
-            request,
-            "rooms",
-            sorted(counts.keys() | decided),
-            lambda room_id: self._describe_room(
-                room_id, counts.get(room_id, RoomCounts()), owed[room_id]
-            ),
-        )
+        room_ids = sorted(counts.keys() | decided)
+        names: dict[str, RoomNames] = {}
+        if search or order_by == "name":
+            names = await self._rooms.names_of(room_ids)
+            room_ids = [room for room in room_ids if _is_found(search, room, names[room])]
+        ranks: dict[str, Callable[[str], Any]] = {
+            "room_id": lambda room: room,
+            # Rooms without a name come last, in either direction of the alphabet.
+            "name": lambda room: _rank_of_name(names[room], backwards),
+            "live": lambda room: counts[room].live if room in counts else 0,
+            "held": lambda room: sum(counts[room].held.values()) if room in counts else 0,
+            "owed": lambda room: owed[room],
+        }
+        room_ids.sort(key=ranks[order_by], reverse=backwards)
+        start, limit = request.page()
+        page = room_ids[start : start + limit]
+        names = await self._rooms.names_of(page)
+        rooms = [
+            await self._describe_room(room, names[room], counts.get(room, RoomCounts()), owed[room])
+            for room in page
+        ]
+        return {"rooms": rooms, **_totals(start, limit, len(room_ids))}
 
     async def get_room(self, request: AdminRequest, room_id: str) -> JsonDict:
         """Describe a room and its unexpired sticky events."""
         await self._check_known(room_id)
         start, limit = request.page()
+        held = request.flag("held")
         now_ts = self._clock.now_ts()
         counts = await self._reports.count(now_ts, room_id)
         owed = sum(debt.owed for debt in await self._debts.stored(room_id))
-        events, total = await self._reports.list_events(room_id, now_ts, start, limit)
+        events, total = await self._reports.list_events(room_id, now_ts, start, limit, held)
         types = await self._rooms.types_of([event.event_id for event in events])
+        names = (await self._rooms.names_of([room_id]))[room_id]
+        counted = counts.get(room_id, RoomCounts())
         return {
-            **await self._describe_room(room_id, counts.get(room_id, RoomCounts()), owed),
+            **await self._describe_room(room_id, names, counted, owed),
             "events": [
                 _describe_event(event, types.get(event.event_id), now_ts) for event in events
             ],
@@ -147,12 +171,16 @@ class AdminApi:
             # Other requests need not wait for the whole room.
             await self._clock.sleep(0)
         entries = [_describe_entry(e, now_ts) for e in ephemeral.entries(room_id, now_ts)]
-        return await _paged(request, "entries", entries)
+        return _paged(request, "entries", entries)
 
-    async def _describe_room(self, room_id: str, counts: RoomCounts, owed: int) -> JsonDict:
+    async def _describe_room(
+        self, room_id: str, names: RoomNames, counts: RoomCounts, owed: int
+    ) -> JsonDict:
         settings = await self._settings.of_room(room_id)
         return {
             "room_id": room_id,
+            "name": names.name,
+            "canonical_alias": names.alias,
             "live": counts.live,
             "held": counts.held,
             "owed": owed,
@@ -174,22 +202,46 @@ class AdminApi:
     # Servers
 
     async def get_servers_of_room(self, request: AdminRequest, room_id: str) -> JsonDict:
-        """List the servers that are owed events in a room."""
+        """List the servers that are owed events in a room, or all that are in it."""
         await self._check_known(room_id)
-        return await self._list_servers(request, await self._debts.stored(room_id))
+        servers = await self._debts.other_servers_in(room_id) if request.flag("all") else ()
+        return await self._list_servers(request, await self._debts.stored(room_id), servers)
 
     async def get_servers(self, request: AdminRequest) -> JsonDict:
         """List the servers that are owed events in any room."""
         return await self._list_servers(request, await self._debts.stored())
 
-    async def _list_servers(self, request: AdminRequest, debts: Iterable[StoredDebt]) -> JsonDict:
-        by_server: dict[str, list[StoredDebt]] = defaultdict(list)
+    async def _list_servers(
+        self, request: AdminRequest, debts: Iterable[StoredDebt], others: Iterable[str] = ()
+    ) -> JsonDict:
+        """List the servers with debts, and these others, a page of them."""
+        by_server: dict[str, list[StoredDebt]] = {name: [] for name in others}
         for debt in debts:
-            by_server[debt.server_name].append(debt)
+            by_server.setdefault(debt.server_name, []).append(debt)
+        failing_ts = await self._debts.failing_since_ts(by_server)
+        # Those that an admin looks for come first.
+        names = sorted(
+            by_server,
+            key=lambda name: (
+                -sum(debt.owed for debt in by_server[name]),
+                name not in failing_ts,
+                name,
+            ),
+        )
         now_ts = self._clock.now_ts()
-        servers = [_describe_server(of_server, now_ts) for of_server in by_server.values()]
-        servers.sort(key=lambda server: (-server["owed"], server["server_name"]))
-        return await _paged(request, "servers", servers)
+        return _paged(
+            request,
+            "servers",
+            [
+                {
+                    "server_name": name,
+                    **_describe_debts(by_server[name], now_ts),
+                    "failing_since_ts": failing_ts.get(name),
+                    "blocked": self._settings.block_of_server(name) is not None,
+                }
+                for name in names
+            ],
+        )
 
     async def retry_server(self, request: AdminRequest, server_name: str) -> JsonDict:
         """Pay a server now, unless Synapse backs off from it."""
@@ -208,6 +260,20 @@ class AdminApi:
         return {"owed": sum(debt.owed for debt in debts if debt.server_name == server_name)}
 
     # Settings
+
+    async def get_blocks(self, request: AdminRequest) -> JsonDict:
+        """List the users and servers that are blocked."""
+        blocks = [
+            {
+                "kind": kind.value,
+                "subject": subject,
+                "reason": block.reason,
+                "until_ts": block.until_ts,
+            }
+            for kind in (Kind.USER, Kind.SERVER)
+            for subject, block in sorted(self._settings.overrides.all(kind), key=lambda b: b[0])
+        ]
+        return _paged(request, "blocks", blocks)
 
     async def get_room_settings(self, request: AdminRequest, room_id: str) -> JsonDict:
         """Return whether sticky events are on in a room, which this server need not know."""
@@ -300,6 +366,16 @@ def read_openapi() -> JsonDict:
     return document
 
 
+def _is_found(search: str, room_id: str, names: RoomNames) -> bool:
+    texts = (room_id, names.name or "", names.alias or "")
+    return any(search.casefold() in text.casefold() for text in texts)
+
+
+def _rank_of_name(names: RoomNames, backwards: bool) -> tuple[bool, str]:
+    shown = names.name or names.alias
+    return ((shown is None) is not backwards, (shown or "").casefold())
+
+
 def _check_room_id(room_id: str) -> None:
     if not RoomID.is_valid(room_id) or not _is_storable(room_id):
         raise _bad_id("room_id", "must be the ID of a room")
@@ -336,12 +412,14 @@ def _describe_entry(entry: Entry, now_ts: int) -> JsonDict:
     }
 
 
-def _describe_server(debts: Sequence[StoredDebt], now_ts: int) -> JsonDict:
-    """Describe a server by its debts in several rooms."""
+def _describe_debts(debts: Sequence[StoredDebt], now_ts: int) -> JsonDict:
+    """Describe the debts to one server, in several rooms."""
+    if not debts:
+        nothing = ("oldest_owed_ms", "reason", "obstacle", "retry_ts")
+        return {"owed": 0, **dict.fromkeys(nothing)}
     reasons = {debt.reason for debt in debts}
     reason = debts[0].reason if len(reasons) == 1 else Reason.TRYING
     return {
-        "server_name": debts[0].server_name,
         "owed": sum(debt.owed for debt in debts),
         "oldest_owed_ms": max(0, now_ts - min(debt.since_ts for debt in debts)),
         "reason": reason.value,
@@ -360,20 +438,10 @@ def _describe_sender(block: Override | None) -> JsonDict:
     }
 
 
-async def _itself(entry: Any) -> Any:
-    return entry
-
-
-async def _paged(
-    request: AdminRequest,
-    name: str,
-    entries: Sequence[Any],
-    describe: Callable[[Any], Awaitable[Any]] = _itself,
-) -> JsonDict:
-    """Return the page of a list that a request asks for. Only its entries are described."""
+def _paged(request: AdminRequest, name: str, entries: Sequence[Any]) -> JsonDict:
+    """Return the page of a list that a request asks for."""
     start, limit = request.page()
-    page = [await describe(entry) for entry in entries[start : start + limit]]
-    return {name: page, **_totals(start, limit, len(entries))}
+    return {name: entries[start : start + limit], **_totals(start, limit, len(entries))}
 
 
 def _totals(start: int, limit: int, total: int) -> JsonDict:

@@ -125,6 +125,7 @@ class Federation:
         )
         for method in ("get_events_as_list", "are_users_erased", "get_destination_retry_timings"):
             require(self._store, method)
+        require(self._store, "get_destination_retry_timings_batch", "destinations")
         require(self._store, "get_partial_filtered_current_state_ids", "room_id", "state_filter")
         self.sends = hs.should_send_federation()
         if not self.sends:
@@ -186,6 +187,11 @@ class Federation:
         """Until when Synapse leaves a server alone; 0 or in the past if it does not."""
         timings = await self._store.get_destination_retry_timings(server_name)
         return timings.retry_last_ts + timings.retry_interval if timings else 0
+
+    async def failing_since_ts(self, server_names: Collection[str]) -> dict[str, int]:
+        """Return since when Synapse cannot reach servers, without those that it can reach."""
+        timings = await self._store.get_destination_retry_timings_batch(server_names)
+        return {name: timing.failure_ts for name, timing in timings.items() if timing}
 
     async def to_send(self, event_ids: Sequence[str]) -> list[EventBase]:
         """Those of these events that are still to be sent, in the given order.

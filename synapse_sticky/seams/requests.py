@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Requests of the server's admins, as Synapse parses them; and the names in their paths."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 import attr
@@ -40,6 +40,26 @@ class AdminRequest:
         limit = servlet.parse_integer(self._request, "limit", default=100)
         return min(start, _MAX_FROM), min(limit, MAX_LIMIT)
 
+    def flag(self, name: str) -> bool | None:
+        """Return a parameter that is true or false, None if it is not given.
+
+        Raises:
+            SynapseError: 400 if it is neither.
+        """
+        return servlet.parse_boolean(self._request, name)
+
+    def text(self, name: str) -> str:
+        """Return a parameter that is a text, empty if it is not given."""
+        return servlet.parse_string(self._request, name, default="", encoding="utf-8")
+
+    def choice(self, name: str, allowed: tuple[str, ...]) -> str:
+        """Return a parameter that is one of these texts, the first if it is not given.
+
+        Raises:
+            SynapseError: 400 if it is another one.
+        """
+        return servlet.parse_string(self._request, name, default=allowed[0], allowed_values=allowed)
+
     def body(self) -> JsonDict:
         """Return the JSON object in the body.
 
@@ -49,7 +69,21 @@ class AdminRequest:
         return servlet.parse_json_object_from_request(self._request)
 
 
-Handler = Callable[..., Awaitable[JsonDict]]
+@attr.s(slots=True, frozen=True, auto_attribs=True)
+class Document:
+    """An answer that is not JSON.
+
+    Attributes:
+        etag: changes with the body; empty if the answer is not to be cached.
+    """
+
+    body: bytes
+    headers: Mapping[str, str]
+    code: int = 200
+    etag: str = ""
+
+
+Handler = Callable[..., Awaitable[JsonDict | Document]]
 """Called with an :class:`AdminRequest`, and with the IDs in the path by their names."""
 
 
@@ -72,6 +106,8 @@ class Route:
 def check() -> None:
     """Refuse to start if Synapse does not parse requests as expected."""
     require(servlet, "parse_integer", "request", "name", "default")
+    require(servlet, "parse_boolean", "request", "name")
+    require(servlet, "parse_string", "request", "name", "default", "allowed_values", "encoding")
     require(servlet, "parse_json_object_from_request", "request")
     require(stringutils, "parse_and_validate_server_name", "server_name")
 

@@ -1,21 +1,38 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The rooms that Synapse knows, and the contents of their events."""
+"""The rooms that Synapse knows, their names, and the contents of their events."""
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Final
 
+import attr
+from synapse.api.constants import EventTypes
 from synapse.api.errors import NotFoundError
 from synapse.server import HomeServer
 from synapse.types import JsonDict
 
 from synapse_sticky.seams.checks import require
 from synapse_sticky.seams.events import keeps_stickiness
+from synapse_sticky.seams.tables import SynapseTables
+
+# The state that names a room, and the field of its content.
+_NAME: Final = (EventTypes.Name, "")
+_ALIAS: Final = (EventTypes.CanonicalAlias, "")
+_FIELDS: Final = {EventTypes.Name: "name", EventTypes.CanonicalAlias: "alias"}
+
+
+@attr.s(slots=True, auto_attribs=True)
+class RoomNames:
+    """What a room is called, as its own admins say it: texts of any kind, or nothing."""
+
+    name: str | None = None
+    alias: str | None = None
 
 
 class Rooms:
     """Answers from Synapse's own caches, or its database."""
 
-    def __init__(self, hs: HomeServer) -> None:
+    def __init__(self, hs: HomeServer, tables: SynapseTables) -> None:
+        self._tables = tables
         self._store: Any = hs.get_datastores().main
         require(self._store, "get_room_version_id", "room_id")
         require(self._store, "get_events", "event_ids", "allow_rejected")
@@ -29,6 +46,18 @@ class Rooms:
         except NotFoundError:
             return False
         return True
+
+    async def names_of(self, room_ids: Collection[str]) -> dict[str, RoomNames]:
+        """Return the names and aliases of rooms, those without any included."""
+        names = {room_id: RoomNames() for room_id in room_ids}
+        state = await self._tables.get_state_of_rooms(room_ids, (_NAME, _ALIAS))
+        events = await self._store.get_events([event_id for _, _, event_id in state])
+        for room_id, event_type, event_id in state:
+            event = events.get(event_id)
+            text = None if event is None else event.content.get(_FIELDS[event_type])
+            if isinstance(text, str) and text.strip():
+                setattr(names[room_id], _FIELDS[event_type], text)
+        return names
 
     async def types_of(self, event_ids: Collection[str]) -> dict[str, str]:
         """Return the types of events by their IDs, without those that were purged."""

@@ -8,7 +8,9 @@ from typing import Any, Final
 
 import attr
 from synapse.module_api import LoggingTransaction, ModuleApi
+from synapse.storage.database import make_in_list_sql_clause
 from synapse.storage.types import Cursor
+from synapse.util.iterutils import batch_iter
 
 from synapse_sticky import stickiness
 from synapse_sticky.protocol import EVENT_KEY
@@ -49,6 +51,9 @@ _COLUMNS: Final[Mapping[str, str]] = {
         "stream_id, instance_name, event_id, rejection_status_changed"
     ),
 }
+
+_ROOMS_AT_A_TIME: Final = 100
+"""How many rooms one statement names: SQLite limits the arguments."""
 
 # What numbers the streams, on PostgreSQL.
 _SEQUENCES: Final = (
@@ -293,6 +298,28 @@ class SynapseTables:
             return {(kind, state_key): event_id for kind, state_key, event_id in txn}
 
         return await self._api.run_db_interaction("sticky_get_state_ids", get_state_ids_txn)
+
+    async def get_state_of_rooms(
+        self, room_ids: Collection[str], keys: Collection[tuple[str, str]]
+    ) -> list[tuple[str, str, str]]:
+        """Return room, type and event ID of the current state that has these types and keys."""
+
+        def get_state_of_rooms_txn(txn: LoggingTransaction) -> list[tuple[str, str, str]]:
+            found: list[tuple[str, str, str]] = []
+            for batch in batch_iter(room_ids, _ROOMS_AT_A_TIME):
+                rooms, arguments = make_in_list_sql_clause(txn.database_engine, "room_id", batch)
+                for key in keys:
+                    txn.execute(
+                        "SELECT room_id, type, event_id FROM current_state_events "
+                        f"WHERE {rooms} AND type = ? AND state_key = ?",
+                        (*arguments, *key),
+                    )
+                    found += txn.fetchall()
+            return found
+
+        return await self._api.run_db_interaction(
+            "sticky_get_state_of_rooms", get_state_of_rooms_txn
+        )
 
     async def get_received_ts(self, event_id: str) -> int | None:
         """Return when this server received an event, in ms since the epoch."""

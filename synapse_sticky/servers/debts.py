@@ -2,6 +2,7 @@
 """Who is owed what, and why it is not paid yet: for the admin to see."""
 
 import enum
+from collections.abc import Collection
 
 import attr
 
@@ -163,6 +164,15 @@ class Debts:
             obstacle.obstacle if obstacle is not None else None,
             retry_ts,
         )
+
+    async def other_servers_in(self, room_id: str) -> set[str]:
+        """Return the other servers in a room that this one may federate with."""
+        servers = await self._federation.servers_in_room(room_id)
+        return {name for name in servers if self._federation.is_other(name)}
+
+    async def failing_since_ts(self, server_names: Collection[str]) -> dict[str, int]:
+        """Return since when Synapse cannot reach servers, without those that it can reach."""
+        return await self._federation.failing_since_ts(server_names)
 
     async def backing_off_until_ts(self, server_name: str) -> int | None:
         """Return until when Synapse leaves a server alone, None if it does not."""

@@ -86,14 +86,20 @@ class Reports:
         return await self._api.run_db_interaction("sticky_count_held", count_held_txn)
 
     async def list_events(
-        self, room_id: str, now_ts: int, start: int, limit: int
+        self, room_id: str, now_ts: int, start: int, limit: int, held: bool | None = None
     ) -> tuple[list[EventReport], int]:
-        """Return a page of a room's unexpired events, oldest first, and how many there are."""
-        page = f"{_UNEXPIRED} AND room_id = ? ORDER BY stream_ordering LIMIT ? OFFSET ?"
+        """Return a page of a room's unexpired events, oldest first, and how many there are.
+
+        Args:
+            held: which events: those that are held, those that are not, or all (None).
+        """
+        chosen = {None: "", True: " AND position IS NULL", False: " AND position IS NOT NULL"}
+        listed = f"{_UNEXPIRED} AND room_id = ?{chosen[held]}"
+        page = f"{listed} ORDER BY stream_ordering LIMIT ? OFFSET ?"
         arguments = (now_ts, room_id, limit, start)
 
         def list_events_txn(txn: LoggingTransaction) -> tuple[list[EventReport], int]:
-            txn.execute(f"SELECT COUNT(*) {_UNEXPIRED} AND room_id = ?", (now_ts, room_id))
+            txn.execute(f"SELECT COUNT(*) {listed}", (now_ts, room_id))
             (total,) = txn.fetchall()[0]
             txn.execute(f"SELECT event_id, sender, expires_ts, position {page}", arguments)
             events = [EventReport(*row) for row in txn]
