@@ -30,16 +30,13 @@ MAX_EVENTS: Final = 50
 
 # How many events may be staged at the server when it is sent more of them.
 _MAX_STAGED: Final = 30
-# How many events, sent twice, may await the next question about them. A server that had read enough
-# when it was last asked gets two more transactions at the pace at which it read.
-_MAX_UNASKED: Final = 130
 # Of that many events at most, which the server may not have, it is asked for each; more are sent
 # twice: those from before a join, and those that it may have thrown away.
 _MAX_ASKED: Final = 10
 # How long after the first copy the second one is sent at least, and at most twice as long: all
 # together that were first sent within that time. By then a server has found out what came before
 # its join.
-_SECOND_COPY_MS: Final = 30_000
+_SECOND_COPY_MS: Final = 15_000
 # So many copies of an event are enough for a server that takes them and answers no question.
 _MAX_SILENT_COPIES: Final = 2
 # How many events of a room a Synapse surely keeps staged; it throws most away above 100, which
@@ -447,12 +444,9 @@ class Payment:
             next_ts = now if has else now + _FIRST_PAUSE_MS
         elif has:
             self.debtor.read_ms = question.read_ms(self.debtor.read_ms, now, round_trip_ms)
-            is_quick = self.debtor.read_ms <= READ_MS
-            self.debtor.keeps_pace = is_quick and not question.has_answered
             self._reading_since = now
             outcome, next_ts = self._arrived(question.event_id, now), now
         else:
-            self.debtor.keeps_pace = False
             self._have_not_arrived(question, now)
             outcome, next_ts = Outcome.LOST, now
         self._become(outcome, next_ts)
@@ -575,24 +569,12 @@ class Payment:
             self._pause_room(now)
         if self.chosen and len(self.awaited) <= _MAX_STAGED:
             self._become(Outcome.ROOM_LEFT, now)
-        elif self.chosen and self._can_go_on_unasked:
-            wait_ms = (len(self.awaited) - _MAX_STAGED) * self.debtor.read_ms
-            self._become(Outcome.ROOM_LEFT, max(now, self._reading_since + wait_ms))
         elif self.awaited:
             # The next transaction must find room beside what is staged then.
             self._await_arrival(now)
         else:
             self._become(Outcome.NOTHING_TAKEN, now)
         return given_up
-
-    @property
-    def _can_go_on_unasked(self) -> bool:
-        """Whether the next transaction follows at the pace of the server, without a question.
-
-        What is sent twice need not arrive the first time, and has then mostly been read before.
-        """
-        is_known = self.debtor.keeps_pace and self._sends_twice and not self._may_have_lost
-        return is_known and len(self.awaited) <= _MAX_UNASKED
 
     def _pause_room(self, now: int) -> None:
         """The server does not know the room: send it nothing there for a while."""
@@ -668,7 +650,6 @@ class Debtor:
         not_before: the server is left alone until then.
         obstacle: why the last try came to nothing.
         read_ms: how long it takes to read one event of a transaction.
-        keeps_pace: whether it reads as fast as that, as far as is known.
     """
 
     server_name: str
@@ -680,7 +661,6 @@ class Debtor:
     not_before: int = 0
     obstacle: str = ""
     read_ms: int = READ_MS
-    keeps_pace: bool = False
     # For the log.
     paid: int = 0
     oldest_age_ms: int = 0

@@ -291,15 +291,15 @@ def test_plain_events_in_the_room_cost_no_questions(every_ms: int) -> None:
 
 # F2, F8
 @pytest.mark.parametrize("reads_ms", [None, 5, 10])
-def test_thousand_events_cost_a_quick_joiner_sixty_requests(reads_ms: int | None) -> None:
-    """All are sent twice, and one question tells for three transactions."""
+def test_thousand_events_cost_a_quick_joiner_few_requests(reads_ms: int | None) -> None:
+    """All are sent twice, and one question tells for a transaction."""
     world = World()
     server = world.server("b.example", reads_ms=reads_ms)
     world.events("!room", 1_000)
     world.join("!room", server)
     assert world.run_until_paid([server], 120_000)
     assert set(server.copies.values()) == {2}
-    assert server.sends + server.questions <= 60
+    assert server.sends + server.questions <= 85
     assert server.pruned == 0
 
 
@@ -322,7 +322,7 @@ def test_slow_joiner_is_asked_after_each_transaction(count: int) -> None:
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 1 << 32))
 def test_joiner_that_reads_now_fast_now_slowly_loses_nothing(seed: int) -> None:
-    """Though it may throw away what was sent without a question: each event is sent twice."""
+    """It is asked after each transaction, and each event is sent twice."""
     world, random = World(), Random(seed)
     server = world.server("b.example", takes_ms=random.choice([20, 50, 200]))
 
@@ -336,8 +336,7 @@ def test_joiner_that_reads_now_fast_now_slowly_loses_nothing(seed: int) -> None:
     assert world.run_until_paid([server], HOUR_MS)
     world.time.run(lambda: not server.staged, 200_000)
     assert len(server.kept) == 500
-    # Rarely it throws both of them away.
-    assert set(server.copies.values()) <= {1, 2, 3}
+    assert set(server.copies.values()) <= {1, 2}
 
 
 # F1
