@@ -88,9 +88,12 @@ def room_with(
 
 
 def sticky_after(alice: Client, room: str, missed: list[str], since: str | None) -> list[str]:
-    """The sticky events that alice gets after a token, once these are among them."""
+    """The sticky events that alice gets after a token, once these are among them.
+
+    The second try comes after a minute: the first may meet a back-off.
+    """
     followed = follow_until_seen(
-        alice, room, missed, since, timeout_s=60, timeout_ms=500, filter=NO_TIMELINE
+        alice, room, missed, since, timeout_s=150, timeout_ms=500, filter=NO_TIMELINE
     )
     return followed.sticky(room)
 
