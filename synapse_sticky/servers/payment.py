@@ -338,12 +338,10 @@ class Payment:
 
     def would_lose(self, count: int) -> bool:
         """Return whether that many more events would make the server throw some of ours away."""
-        # It was sent none of them before it could have read those before.
-        staged = self.awaited[-_MAX_STAGED - MAX_EVENTS :]
-        if not staged:
+        if not self.awaited:
             return False
-        beside = self._taken_beside - self._tries[staged[0].event_id].taken_before
-        return len(staged) + beside + count > _MAX_KEPT
+        beside = self._taken_beside - self._tries[self.awaited[0].event_id].taken_before
+        return len(self.awaited) + beside + count > _MAX_KEPT
 
     # Its steps, and how they ended.
 
