@@ -87,6 +87,17 @@ def room_with(
     return room, bob, follow_until_seen(alice, room, sent).next_batch
 
 
+def room_of_remote(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> tuple[str, str, Event]:
+    """A room, a user of the tests' own server in it, and that user's event, which is recorded."""
+    room = create_room(alice)
+    carol = remote.join(homeserver, room, "carol")
+    before = remote.send_event(room, carol, **sticky())
+    eventually(lambda: is_recorded(homeserver, before.event_id))
+    return room, carol, before
+
+
 def sticky_after(alice: Client, room: str, missed: list[str], since: str | None) -> list[str]:
     """The sticky events that alice gets after a token, once these are among them.
 
@@ -275,10 +286,7 @@ def test_only_requests_to_us_fail(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:
     """Nothing starts and nobody is back: the gap before the newest event tells."""
-    room = create_room(alice)
-    carol = remote.join(homeserver, room, "carol")
-    before = remote.send_event(room, carol, **sticky())
-    eventually(lambda: is_recorded(homeserver, before.event_id))
+    room, carol, _ = room_of_remote(homeserver, alice, remote)
     missed = []
     for _ in range(30):
         missed.append(remote.create_event(room, "m.room.message", {}, carol, **sticky()))
@@ -296,10 +304,7 @@ def test_events_that_cannot_be_verified(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:
     """Two of a server that gives no key are among those that were missed: all others come."""
-    room = create_room(alice)
-    carol = remote.join(homeserver, room, "carol")
-    before = remote.send_event(room, carol, **sticky())
-    eventually(lambda: is_recorded(homeserver, before.event_id))
+    room, carol, _ = room_of_remote(homeserver, alice, remote)
     missed, behind = [], []
     for number in range(40):
         missed.append(remote.create_event(room, "m.room.message", {}, carol, **sticky()))
@@ -325,10 +330,7 @@ def test_more_than_is_taken_of_a_wide_room(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:
     """More was missed than is taken: the newest ones come, of each branch."""
-    room = create_room(alice)
-    carol = remote.join(homeserver, room, "carol")
-    before = remote.send_event(room, carol, **sticky())
-    eventually(lambda: is_recorded(homeserver, before.event_id))
+    room, carol, before = room_of_remote(homeserver, alice, remote)
     branches = [[before.event_id] for _ in range(3)]
     missed = []
     for number in range(MAX_EVENTS + 60):
@@ -677,10 +679,7 @@ def test_a_first_look_that_fails(
     sabotage(homeserver, "Unreliable", {"directory": str(tmp_path), "functions": functions})
     homeserver.start()
     alice = homeserver.register()
-    room = create_room(alice)
-    carol = remote.join(homeserver, room, "carol")
-    before = remote.send_event(room, carol, **sticky())
-    eventually(lambda: is_recorded(homeserver, before.event_id))
+    room, carol, _ = room_of_remote(homeserver, alice, remote)
     missed = remote.create_event(room, "m.room.message", {}, carol, **sticky())
     remote.remember(missed)
     fails = tmp_path / "get_expiry_by_sender"
@@ -732,10 +731,7 @@ def test_a_back_off_that_begins_while_a_server_answers(
     homeserver: Homeserver, alice: Client, remote: RemoteServer
 ) -> None:
     """Synapse's own transaction fails in the meantime: no more pages are asked for."""
-    room = create_room(alice)
-    carol = remote.join(homeserver, room, "carol")
-    before = remote.send_event(room, carol, **sticky())
-    eventually(lambda: is_recorded(homeserver, before.event_id))
+    room, carol, _ = room_of_remote(homeserver, alice, remote)
     missed = []
     for _ in range(10):
         missed.append(remote.create_event(room, "m.room.message", {}, carol, **sticky()))
