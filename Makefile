@@ -6,7 +6,7 @@ NOX := $(TOOLS)/bin/python -m nox
 APT_GET := $(shell [ "$$(id -u)" = 0 ] || echo sudo) env DEBIAN_FRONTEND=noninteractive apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-all test-quick test-on test-upstream test-monitoring test-browser coverage docs demo bench build clean
+.PHONY: help test test-all test-quick test-on test-upstream test-clients test-monitoring test-browser coverage docs demo bench build clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -15,7 +15,7 @@ test: $(TOOLS)/bin/nox ## Everything: lint, the documentation, then the suite on
 	$(NOX) -s lint docs tests -- $(ARGS)
 
 test-all: $(TOOLS)/bin/nox ## As `make test`, with the tests that only repeat something, and more kills
-	$(NOX) -s lint docs javascript releases monitoring tests -- --repeats --kills=50 $(ARGS)
+	$(NOX) -s lint docs javascript clients releases monitoring tests -- --repeats --kills=50 $(ARGS)
 	$(NOX) -s browser
 
 test-quick: $(TOOLS)/bin/nox ## The inner loop: lint, then what is quick, on the newest Synapse with SQLite
@@ -27,6 +27,9 @@ test-on: $(TOOLS)/bin/nox ## The suite on any Synapse: make test-on SYNAPSE=1.15
 
 test-upstream: $(TOOLS)/bin/nox ## Synapse's own tests with the module: make test-upstream [SYNAPSE=1.155.0] [ARGS="tests.push"]
 	$(NOX) -s test_upstream -- $(or $(SYNAPSE),newest) $(ARGS)
+
+test-clients: $(TOOLS)/bin/nox ## Real clients on the newest and the oldest Synapse, with SQLite, in ten minutes
+	$(NOX) -s clients
 
 test-monitoring: $(TOOLS)/bin/nox ## Dashboard and alerts, with a real Prometheus, in ten minutes
 	$(NOX) -s monitoring
@@ -51,7 +54,7 @@ build: $(TOOLS)/bin/nox ## Build the wheel and the source distribution, into dis
 
 clean: ## Remove what the other targets made, the virtual environments too
 	rm -rf .venvs .nox build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -rf tests/javascript/node_modules
+	rm -rf tests/javascript/node_modules tests/clients/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(TOOLS)/bin/nox:

@@ -38,6 +38,7 @@ OLDEST_IN_UNIT = [
 # Others say by a mark that they say nothing of Synapse.
 OLDEST_BY_MARK = "not any_synapse"
 
+CLIENTS = "tests/clients"
 JAVASCRIPT = "tests/javascript"
 RELEASES = "tests/releases"
 MONITORING = "tests/monitoring"
@@ -106,10 +107,19 @@ def test_upstream(session: nox.Session) -> None:
 def javascript(session: nox.Session) -> None:
     """Compare the ephemeral map with matrix-js-sdk's, in Node; without any Synapse."""
     _install(session, *_group("javascript"), ".")
-    # Exactly what package-lock.json says; nothing of it needs to run anything of its own.
-    session.run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", JAVASCRIPT)
+    _install_from_npm(session, JAVASCRIPT)
     # The fixtures of the other tests start Synapse.
     _pytest(session, "--noconftest", JAVASCRIPT)
+
+
+@nox.session
+@nox.parametrize("synapse", [NEWEST, OLDEST], ids=["newest", "oldest"])
+def clients(session: nox.Session, synapse: str) -> None:
+    """Let real clients talk to real Synapses, on the newest and on the oldest supported one."""
+    _install(session, *_synapse(synapse), *_group("test", "clients"), ".")
+    _install_from_npm(session, CLIENTS)
+    peer = _python_with(session, _other_end(synapse))
+    _pytest(session, "--deployments", "sqlite", f"--peer-python={peer}", CLIENTS)
 
 
 @nox.session
@@ -206,7 +216,7 @@ def _run_suite(session: nox.Session, synapse: str, arguments: list[str]) -> None
         _install_servers(session)
     _install(session, *_synapse(synapse, "postgres,redis"), *_group("test"), ".")
     # A federation has servers of different releases in it.
-    peer = _python_with(session, NEWEST if synapse == OLDEST else OLDEST)
+    peer = _python_with(session, _other_end(synapse))
     # Tests wait for servers, or for time to pass, most of the time: more than there are cores.
     in_parallel = ["-n", "4"]
     # In one part: pytest takes a path of its own for tests, before it knows of the option.
@@ -223,6 +233,11 @@ def _synapse(version: str, extras: str = "") -> list[str]:
     return [name] if version == NEWEST else [f"{name}=={version}", *FOR_OLDER_RELEASES]
 
 
+def _other_end(synapse: str) -> str:
+    """The oldest supported Synapse, or the newest if it is the oldest."""
+    return NEWEST if synapse == OLDEST else OLDEST
+
+
 def _python_with(session: nox.Session, synapse: str) -> str:
     """A Python that has this Synapse and the module, beside that of the session."""
     directory = ROOT / ".nox" / f"peer-{synapse}"
@@ -234,6 +249,11 @@ def _python_with(session: nox.Session, synapse: str) -> str:
         external=True,
     )
     return python
+
+
+def _install_from_npm(session: nox.Session, directory: str) -> None:
+    """Install exactly what package-lock.json says; nothing of it may run anything of its own."""
+    session.run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", directory)
 
 
 def _pytest(session: nox.Session, *arguments: str) -> None:
