@@ -1,4 +1,4 @@
-"""A device that runs matrix-js-sdk, in a process of Node."""
+"""Devices that run an SDK, in a process of their own."""
 
 import json
 import os
@@ -6,12 +6,15 @@ import queue
 import shutil
 import signal
 import subprocess
+import sys
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.client import Client, JsonDict
 from harness.wait import eventually
+from tests.clients import bindings
 
 HERE = Path(__file__).parent
 
@@ -30,32 +33,23 @@ class DeviceError(Exception):
         self.errcode: str | None = error.get("errcode")
 
 
-class Device:
-    """A user's device, whose commands are those of `device.mjs`.
-
-    With `sliding` it uses Sliding Sync in place of `/sync`. `timeline_limit` is how many events of
-    a room it wants at first. With `encrypted` it can encrypt and decrypt.
-    """
+class _Device:
+    """A user's device in a process that answers commands, one a line."""
 
     def __init__(
         self,
         user: Client,
         log: Path,
-        *,
-        sliding: bool = False,
-        timeline_limit: int = 20,
-        encrypted: bool = False,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.user_id = user.user_id
-        self.device_id = user.device_id
         self._log = log
-        node = shutil.which("node")
-        assert node is not None, "there is no Node; `make test-clients` installs it"
-        assert (HERE / "node_modules").is_dir(), "`make test-clients` installs matrix-js-sdk"
         with log.open("wb") as stream:
             self._process = subprocess.Popen(
-                [node, "device.mjs"],
+                command,
                 cwd=HERE,
+                env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,
@@ -65,16 +59,6 @@ class Device:
             )
         self._answers: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
-        self.ask(
-            "start",
-            base_url=user.homeserver.main_url,
-            user_id=user.user_id,
-            device_id=user.device_id,
-            access_token=user.access_token,
-            sliding=sliding,
-            timeline_limit=timeline_limit,
-            encrypted=encrypted,
-        )
 
     def ask(self, name: str, **arguments: Any) -> Any:
         """Give a command, and return its result. Raise `DeviceError` if it fails."""
@@ -90,6 +74,62 @@ class Device:
         if "error" in answer:
             raise DeviceError(answer["error"])
         return answer["result"]
+
+    def crash(self) -> None:
+        """End its process with SIGKILL, as if it had crashed."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(30)
+
+    def close(self) -> None:
+        """End its process in an orderly way, unless it has ended."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.crash()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._answers.put(line)
+        self._answers.put("")
+
+    def _log_tail(self) -> str:
+        return self._log.read_text(errors="replace")[-LOG_TAIL:]
+
+
+class Device(_Device):
+    """A device with matrix-js-sdk, whose commands are those of `device.mjs`.
+
+    With `sliding` it uses Sliding Sync in place of `/sync`. `timeline_limit` is how many events of
+    a room it wants at first. With `encrypted` it can encrypt and decrypt.
+    """
+
+    def __init__(
+        self,
+        user: Client,
+        log: Path,
+        *,
+        sliding: bool = False,
+        timeline_limit: int = 20,
+        encrypted: bool = False,
+    ) -> None:
+        node = shutil.which("node")
+        assert node is not None, "there is no Node; `make test-clients` installs it"
+        assert (HERE / "node_modules").is_dir(), "`make test-clients` installs matrix-js-sdk"
+        super().__init__(user, log, [node, "device.mjs"])
+        self.device_id = user.device_id
+        self.ask(
+            "start",
+            base_url=user.homeserver.main_url,
+            user_id=user.user_id,
+            device_id=user.device_id,
+            access_token=user.access_token,
+            sliding=sliding,
+            timeline_limit=timeline_limit,
+            encrypted=encrypted,
+        )
 
     def send(
         self,
@@ -151,25 +191,34 @@ class Device:
 
         eventually(as_wanted, timeout_s, f"the participants that {self.user_id} sees")
 
-    def crash(self) -> None:
-        """End its process with SIGKILL, as if it had crashed."""
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait(30)
 
-    def close(self) -> None:
-        """End its process in an orderly way, unless it has ended."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.crash()
+class RustDevice(_Device):
+    """A device with matrix-rust-sdk, whose commands are those of `rust_device.py`.
 
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._answers.put(line)
-        self._answers.put("")
+    It logs in as a new device of the user's.
+    """
 
-    def _log_tail(self) -> str:
-        return self._log.read_text(errors="replace")[-LOG_TAIL:]
+    def __init__(self, user: Client, log: Path, *, sliding: bool) -> None:
+        command = [sys.executable, "rust_device.py"]
+        super().__init__(user, log, command, bindings.environment())
+        store = log.with_suffix(".store")
+        store.mkdir()
+        self.ask(
+            "start",
+            base_url=user.homeserver.main_url,
+            user_id=user.user_id,
+            password=user.password,
+            directory=str(store),
+            sliding=sliding,
+        )
+
+    def wait_for_messages(self, room: str, messages: Sequence[tuple[Client, str]]) -> None:
+        """Wait until just these are the messages of a room, in this order."""
+        wanted = [[sender.user_id, text] for sender, text in messages]
+
+        def as_wanted() -> bool:
+            found = self.ask("timeline", room_id=room)
+            assert found == wanted, f"they are {found}"
+            return True
+
+        eventually(as_wanted, what=f"the messages that {self.user_id} sees")
