@@ -118,6 +118,7 @@ def clients(session: nox.Session, synapse: str) -> None:
     """Let real clients talk to real Synapses, on the newest and on the oldest supported one."""
     _install(session, *_synapse(synapse), *_group("test", "clients"), ".")
     _install_from_npm(session, CLIENTS)
+    session.run("python", "-m", "tests.clients.bindings")
     peer = _python_with(session, _other_end(synapse))
     _pytest(session, "--deployments", "sqlite", f"--peer-python={peer}", CLIENTS)
 

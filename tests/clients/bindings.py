@@ -16,8 +16,7 @@ import sys
 from pathlib import Path
 
 VERSION = "0.18.0"
-HERE = Path(__file__).parent
-INSTALLED = HERE / "bindings"
+INSTALLED = Path(__file__).parents[2] / "build" / "matrix-sdk-python"
 SHIM = INSTALLED / "shim.so"
 
 # The hash of "GLIBC_2.38" in a library's list of the versions that it needs, then its flags.

@@ -212,13 +212,20 @@ class RustDevice(_Device):
             sliding=sliding,
         )
 
-    def wait_for_messages(self, room: str, messages: Sequence[tuple[Client, str]]) -> None:
-        """Wait until just these are the messages of a room, in this order."""
-        wanted = [[sender.user_id, text] for sender, text in messages]
+    def wait_for_messages(self, room: str, others: Sequence[tuple[Client, str]], *own: str) -> None:
+        """Wait until others' messages are just these, in this order, and it shows its own.
+
+        Where its own stand is up to the SDK, which for a while may show one twice: as it was sent,
+        and as it came back.
+        """
+        wanted = [[sender.user_id, text] for sender, text in others]
 
         def as_wanted() -> bool:
             found = self.ask("timeline", room_id=room)
-            assert found == wanted, f"they are {found}"
+            assert [each for each in found if each[0] != self.user_id] == wanted, (
+                f"they are {found}"
+            )
+            assert {text for sender, text in found if sender == self.user_id} == set(own)
             return True
 
         eventually(as_wanted, what=f"the messages that {self.user_id} sees")

@@ -86,7 +86,7 @@ class Device:
         self._service: Any = None
         # What the SDK ends when nobody has it any more.
         self._running: list[Any] = []
-        self._timelines: dict[str, Listener] = {}
+        self._timelines: dict[str, tuple[Any, Listener]] = {}
 
     async def start(
         self, base_url: str, user_id: str, password: str, directory: str, sliding: bool
@@ -127,15 +127,17 @@ class Device:
             if self._service is not None:
                 await self._service.room_list_service().subscribe_to_rooms([room_id])
             timeline, listener = await room.timeline(), Listener()
-            self._running += [timeline, await timeline.add_listener(listener)]
-            # What came before the SDK had the timeline.
-            await timeline.paginate_backwards(50)
-            self._timelines[room_id] = listener
-        return self._timelines[room_id].messages()
+            self._running.append(await timeline.add_listener(listener))
+            self._timelines[room_id] = timeline, listener
+        timeline, listener = self._timelines[room_id]
+        # As a client does that shows the top: what came before the SDK had the timeline, and what
+        # a limited response has left out.
+        await timeline.paginate_backwards(50)
+        return listener.messages()
 
     async def send(self, room_id: str, text: str) -> None:
         """Send a message by the SDK's own queue, which also encrypts."""
-        timeline = await self._client.get_room(room_id).timeline()
+        timeline, _ = self._timelines[room_id]
         await timeline.send(sdk.message_event_content_from_markdown(text))
 
     async def participants(self, room_id: str) -> list[str]:

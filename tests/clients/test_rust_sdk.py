@@ -7,7 +7,7 @@ import pytest
 
 from harness.client import Client
 from harness.homeserver import Homeserver
-from tests.clients.conftest import OpenDevice
+from harness.wait import eventually
 from tests.clients.device import RustDevice
 from tests.federation import create_room
 from tests.support import HOUR_MS, text
@@ -53,10 +53,13 @@ def test_a_session(home: Homeserver, open_rust_device: OpenRustDevice) -> None:
     device.wait_for_messages(room, messages)
 
     device.ask("send", room_id=room, text="hello")
-    messages.append((bob, "hello"))
-    device.wait_for_messages(room, messages)
+    device.wait_for_messages(room, messages, "hello")
+    eventually(
+        lambda: "hello" in [e["content"].get("body") for e in alice.messages(room)["chunk"]],
+        what="the message from the SDK",
+    )
     for number in range(3):
         alice.send(room, text(f"sticky {number}"), sticky_ms=HOUR_MS)
         alice.send(room, text(f"plain {number}"))
         messages += [(alice, f"sticky {number}"), (alice, f"plain {number}")]
-    device.wait_for_messages(room, messages)
+    device.wait_for_messages(room, messages, "hello")
