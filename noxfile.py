@@ -116,6 +116,8 @@ def javascript(session: nox.Session) -> None:
 @nox.parametrize("synapse", [NEWEST, OLDEST], ids=["newest", "oldest"])
 def clients(session: nox.Session, synapse: str) -> None:
     """Let real clients talk to real Synapses, on the newest and on the oldest supported one."""
+    # For the bindings of the Rust SDK on older systems.
+    _install_packages(session, _missing_compiler)
     _install(session, *_synapse(synapse), *_group("test", "clients"), ".")
     _install_from_npm(session, CLIENTS)
     session.run("python", "-m", "tests.clients.bindings")
@@ -313,13 +315,16 @@ def _missing_packages(*programs: str) -> list[str]:
             find()
         except FileNotFoundError:
             missing.append(package)
-    if shutil.which("cc") is None:
-        missing += ["gcc", "libc6-dev"]
+    missing += _missing_compiler()
     if not _libpq_headers_exist():
         missing.append("libpq-dev")
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         missing.append("python3-dev")
     return missing
+
+
+def _missing_compiler() -> list[str]:
+    return [] if shutil.which("cc") else ["gcc", "libc6-dev"]
 
 
 def _libpq_headers_exist() -> bool:
