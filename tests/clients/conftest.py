@@ -1,16 +1,14 @@
 """Fixtures: devices, and a second server."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.client import Client
-from tests.clients.device import Device
-
-OpenDevice = Callable[..., Device]
+from tests.clients.device import Device, OpenDevice
 
 
 @pytest.fixture

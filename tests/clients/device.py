@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +190,10 @@ class Device(_Device):
             return True
 
         eventually(as_wanted, timeout_s, f"the participants that {self.user_id} sees")
+
+
+OpenDevice = Callable[..., Device]
+"""Starts a device of a user; the other arguments are those of `Device`."""
 
 
 class RustDevice(_Device):

@@ -11,7 +11,7 @@ import pytest
 from harness.client import Client
 from harness.homeserver import Homeserver
 from harness.wait import eventually
-from tests.clients.conftest import OpenDevice
+from tests.clients.device import OpenDevice
 from tests.federation import create_room, join_via
 from tests.support import GRACE_PERIOD, send_plain
 

@@ -6,8 +6,7 @@ import pytest
 
 from harness.client import Client
 from harness.wait import eventually
-from tests.clients.conftest import OpenDevice
-from tests.clients.device import DeviceError
+from tests.clients.device import DeviceError, OpenDevice
 from tests.support import HOUR_MS, send_plain, switch
 
 KEY = "msc4354_sticky_key"
