@@ -6,7 +6,7 @@ NOX := $(TOOLS)/bin/python -m nox
 APT_GET := $(shell [ "$$(id -u)" = 0 ] || echo sudo) env DEBIAN_FRONTEND=noninteractive apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-all test-quick test-on test-upstream test-clients test-monitoring test-browser coverage docs demo bench build clean
+.PHONY: help test test-all test-quick test-on test-upstream test-clients test-element-call test-monitoring test-browser coverage docs demo bench build clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -15,7 +15,7 @@ test: $(TOOLS)/bin/nox ## Everything: lint, the documentation, then the suite on
 	$(NOX) -s lint docs tests -- $(ARGS)
 
 test-all: $(TOOLS)/bin/nox ## As `make test`, with the tests that only repeat something, and more kills
-	$(NOX) -s lint docs javascript clients releases monitoring tests -- --repeats --kills=50 $(ARGS)
+	$(NOX) -s lint docs javascript clients element_call releases monitoring tests -- --repeats --kills=50 $(ARGS)
 	$(NOX) -s browser
 
 test-quick: $(TOOLS)/bin/nox ## The inner loop: lint, then what is quick, on the newest Synapse with SQLite
@@ -30,6 +30,9 @@ test-upstream: $(TOOLS)/bin/nox ## Synapse's own tests with the module: make tes
 
 test-clients: $(TOOLS)/bin/nox ## Real clients on the newest and the oldest Synapse, with SQLite, in ten minutes
 	$(NOX) -s clients
+
+test-element-call: $(TOOLS)/bin/nox ## Element Call in Chromium on the newest and the oldest Synapse, with SQLite, in ten minutes
+	$(NOX) -s element_call
 
 test-monitoring: $(TOOLS)/bin/nox ## Dashboard and alerts, with a real Prometheus, in ten minutes
 	$(NOX) -s monitoring
@@ -54,7 +57,7 @@ build: $(TOOLS)/bin/nox ## Build the wheel and the source distribution, into dis
 
 clean: ## Remove what the other targets made, the virtual environments too
 	rm -rf .venvs .nox build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -rf tests/javascript/node_modules tests/clients/node_modules
+	rm -rf tests/javascript/node_modules tests/clients/node_modules tests/element_call/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(TOOLS)/bin/nox:

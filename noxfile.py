@@ -39,6 +39,7 @@ OLDEST_IN_UNIT = [
 OLDEST_BY_MARK = "not any_synapse"
 
 CLIENTS = "tests/clients"
+ELEMENT_CALL = "tests/element_call"
 JAVASCRIPT = "tests/javascript"
 RELEASES = "tests/releases"
 MONITORING = "tests/monitoring"
@@ -126,6 +127,17 @@ def clients(session: nox.Session, synapse: str) -> None:
 
 
 @nox.session
+@nox.parametrize("synapse", [NEWEST, OLDEST], ids=["newest", "oldest"])
+def element_call(session: nox.Session, synapse: str) -> None:
+    """Hold calls with Element Call in a headless Chromium, on the newest and the oldest Synapse."""
+    _install_chromium(session)
+    _install(session, *_synapse(synapse), *_group("test", "clients", "browser"), ".")
+    _install_from_npm(session, ELEMENT_CALL)
+    peer = _python_with(session, _other_end(synapse))
+    _pytest(session, "--deployments", "sqlite", f"--peer-python={peer}", ELEMENT_CALL)
+
+
+@nox.session
 def releases(session: nox.Session) -> None:
     """Try releases of Synapse from the package index, as `synapse-sticky check-release` does."""
     _install(session, "matrix-synapse", *_group("test"), ".")
@@ -153,10 +165,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def browser(session: nox.Session) -> None:
     """Look at the page for admins in a headless Chromium, beside a real Synapse."""
-    # Without a font of the system Chromium shows no text.
-    _install_packages(
-        session, lambda: [] if shutil.which("chromium") else ["chromium", "fonts-dejavu-core"]
-    )
+    _install_chromium(session)
     _install(session, "matrix-synapse", *_group("test", "browser"), ".")
     _pytest(session, BROWSER, *session.posargs)
 
@@ -278,6 +287,14 @@ def _install_servers(session: nox.Session, *programs: str) -> None:
     """
     advice = "; or leave out what needs them, with the argument --deployments sqlite"
     _install_packages(session, lambda: _missing_packages(*programs), advice)
+
+
+def _install_chromium(session: nox.Session) -> None:
+    """Install Chromium, if it is missing."""
+    # Without a font of the system it shows no text.
+    _install_packages(
+        session, lambda: [] if shutil.which("chromium") else ["chromium", "fonts-dejavu-core"]
+    )
 
 
 def _install_packages(

@@ -245,6 +245,20 @@ def mixed_deployment(
 
 
 @pytest.fixture(scope="session")
+def other_deployment(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Homeserver]:
+    """A second server with the module; of the other release, if there is `--peer-python`."""
+    if request.config.getoption("--peer-python"):
+        yield request.getfixturevalue("mixed_deployment")
+        return
+    yield from _running(
+        directory=tmp_path_factory.mktemp("other"),
+        module_config={"federation_grace_period": GRACE_PERIOD},
+    )
+
+
+@pytest.fixture(scope="session")
 def stock_deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeserver]:
     """A server that knows nothing of sticky events."""
     yield from _running(directory=tmp_path_factory.mktemp("stock"), module=False)
@@ -300,5 +314,18 @@ def bob(homeserver: Homeserver) -> Client:
 def room(alice: Client, bob: Client) -> str:
     """A public room that alice has created and bob has joined."""
     room_id = alice.create_room(preset="public_chat")
+    bob.join(room_id)
+    return room_id
+
+
+@pytest.fixture
+def encrypted_room(alice: Client, bob: Client) -> str:
+    """A room with encryption, that bob has joined."""
+    event = {
+        "type": "m.room.encryption",
+        "state_key": "",
+        "content": {"algorithm": "m.megolm.v1.aes-sha2"},
+    }
+    room_id = alice.create_room(preset="public_chat", initial_state=[event])
     bob.join(room_id)
     return room_id

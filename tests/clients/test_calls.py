@@ -4,7 +4,6 @@ There is no media: the session is about who takes part, and sends keys for media
 """
 
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,7 +12,7 @@ from harness.homeserver import Homeserver
 from harness.wait import eventually
 from tests.clients.device import OpenDevice
 from tests.federation import create_room, join_via
-from tests.support import GRACE_PERIOD, send_plain
+from tests.support import send_plain
 
 MEMBERSHIP = "org.matrix.msc4143.rtc.member"
 # How long a device that fell silent takes part, and how often one says that it is there.
@@ -21,26 +20,6 @@ LEAVE_DELAY_S = 6
 CONFIG = {"delayedLeaveEventDelayMs": LEAVE_DELAY_S * 1000, "delayedLeaveEventRestartMs": 1500}
 # For a delayed event to be sent and to arrive, on a busy machine.
 LEEWAY_S = 20
-
-
-@pytest.fixture(scope="session")
-def other_deployment(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Homeserver]:
-    """A second server with the module; of the other release, if there is `--peer-python`."""
-    if request.config.getoption("--peer-python"):
-        yield request.getfixturevalue("mixed_deployment")
-        return
-    homeserver = Homeserver(
-        directory=tmp_path_factory.mktemp("other"),
-        federation=True,
-        module_config={"federation_grace_period": GRACE_PERIOD},
-    )
-    try:
-        homeserver.start()
-        yield homeserver
-    finally:
-        homeserver.close()
 
 
 @pytest.fixture(params=["one server", "two servers", "a late server"])
@@ -96,15 +75,11 @@ def test_a_call(homes: list[Homeserver], open_device: OpenDevice, sliding: bool)
         device.wait_for_participants(room)
 
 
-def test_keys_for_media(alice: Client, bob: Client, open_device: OpenDevice) -> None:
+def test_keys_for_media(
+    alice: Client, bob: Client, encrypted_room: str, open_device: OpenDevice
+) -> None:
     """The session hands its keys to those whom the sticky memberships name, encrypted."""
-    event = {
-        "type": "m.room.encryption",
-        "state_key": "",
-        "content": {"algorithm": "m.megolm.v1.aes-sha2"},
-    }
-    room = alice.create_room(preset="public_chat", initial_state=[event])
-    bob.join(room)
+    room = encrypted_room
     devices = [open_device(user, encrypted=True) for user in (alice, bob)]
     for device in devices:
         device.wait_until_keys_known(room, *devices)

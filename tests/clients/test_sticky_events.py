@@ -12,19 +12,6 @@ from tests.support import HOUR_MS, send_plain, switch
 KEY = "msc4354_sticky_key"
 
 
-@pytest.fixture
-def encrypted_room(alice: Client, bob: Client) -> str:
-    """A room with encryption, that bob has joined."""
-    event = {
-        "type": "m.room.encryption",
-        "state_key": "",
-        "content": {"algorithm": "m.megolm.v1.aes-sha2"},
-    }
-    room_id = alice.create_room(preset="public_chat", initial_state=[event])
-    bob.join(room_id)
-    return room_id
-
-
 def test_sent_and_seen(
     alice: Client, bob: Client, room: str, open_device: OpenDevice, sliding: bool
 ) -> None:

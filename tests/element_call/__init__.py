@@ -1,0 +1,1 @@
+"""Element Call in a real browser on real Synapses: `make test-element-call`, which needs Node."""
