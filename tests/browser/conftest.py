@@ -11,19 +11,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from harness.homeserver import Homeserver
 from harness.remote import RemoteServer
 from tests.browser.world import World, make_world
+from tests.chromium import ARGUMENTS, CHROMIUM
 from tests.support import GRACE_PERIOD
-
-# Debian's. Nothing is downloaded.
-CHROMIUM = "/usr/bin/chromium"
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 from playwright.sync_api import Page, expect
@@ -96,3 +97,7 @@ class Call:
             self._page.screenshot(path=self._log.with_suffix(".png"))
             self._browser.close()
         self._log.write_text("\n".join(self._lines))
+
+
+# The fixture `open_call`.
+OpenCall = Callable[..., Call]

@@ -1,7 +1,7 @@
 """Fixtures: the browser, all that Element Call is given, and users who open it."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,11 +10,9 @@ import pytest
 from playwright.sync_api import BrowserType, expect, sync_playwright
 
 from harness.client import Client
-from tests.browser.conftest import ARGUMENTS, CHROMIUM
-from tests.element_call.call import Call
+from tests.chromium import ARGUMENTS, CHROMIUM
+from tests.element_call.call import Call, OpenCall
 from tests.element_call.site import Site
-
-OpenCall = Callable[..., Call]
 
 # No camera and no microphone are needed, and nobody is asked for them. No other host has an
 # address, whatever asks for it.

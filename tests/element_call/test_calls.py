@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 from harness.client import Client, JsonDict
 from harness.homeserver import Homeserver
 from harness.wait import eventually
-from tests.element_call.conftest import OpenCall
+from tests.element_call.call import OpenCall
 from tests.element_call.site import LEAVE_DELAY_S, RESTART_S, Site
 from tests.federation import create_room, join_via
 from tests.support import HOUR_MS, MakeHomeserver, remaining_ms, send_plain, sticky_in, switch
