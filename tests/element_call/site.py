@@ -29,6 +29,7 @@ class Site:
 
     Attributes:
         url: the address of the host page.
+        other_service: where it gives such tokens too, other than Element Call's configuration says.
         token_requests: the bodies of the requests for a token.
     """
 
@@ -46,6 +47,7 @@ class Site:
         port = free_port()
         root = f"http://127.0.0.1:{port}"
         self.url = f"{root}/host.html"
+        self.other_service = f"{root}/other-livekit"
         config = {
             "matrix_rtc_mode": "matrix_2_0",
             "livekit": {"livekit_service_url": f"{root}/livekit"},
@@ -57,7 +59,6 @@ class Site:
             },
         }
         site = self
-        # What is below another path than this is next to it, as in a browser's cache.
         places = {
             "/host.html": HERE / "host.html",
             "/host.js": bundle,
@@ -82,7 +83,7 @@ class Site:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                if self.path == "/livekit/get_token":
+                if self.path.endswith("/get_token"):
                     site.token_requests.append(json.loads(body))
                     self._answer(200, {"url": site._media_url, "jwt": _token()})
                 else:

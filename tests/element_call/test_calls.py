@@ -148,6 +148,38 @@ def has_keys(user: Client) -> bool:
     return user.device_id in answer["device_keys"][user.user_id]
 
 
+def test_all_that_an_admin_has_to_switch_on(
+    make_homeserver: MakeHomeserver, open_call: OpenCall, site: Site
+) -> None:
+    """With these settings Synapse's own are enough, its limits too."""
+    service = {"type": "livekit", "livekit_service_url": site.other_service}
+    homeserver = make_homeserver(
+        as_shipped=True,
+        federation=True,
+        extra_config={
+            "max_event_delay_duration": "1h",
+            "experimental_features": {"msc4143_enabled": True},
+            "matrix_rtc": {"transports": [service]},
+            # Another host, as shipped.
+            "trusted_key_servers": [],
+            # Only slow, as shipped.
+            "background_updates": {"sleep_enabled": False},
+        },
+    )
+    homeserver.start()
+    alice = homeserver.register()
+    room = create_room(alice)
+    call = open_call(alice, room)
+    call.wait_for_participants(alice)
+    send_plain(alice, room, 2)
+    (membership,) = section(alice, room)
+    assert membership["content"]["transports"]["published"] == [service]
+    call.pause(2 * LEAVE_DELAY_S)
+    call.wait_for_participants(alice, timeout_s=0.1)
+    (leave,) = alice.request("GET", DELAYED_EVENTS)["delayed_events"]
+    assert leave["type"] == MEMBERSHIP
+
+
 def test_without_a_media_server(alice: Client, bob: Client, room: str, open_call: OpenCall) -> None:
     """Element Call gives up after a while, and leaves the call."""
     first = open_call(alice, room)
