@@ -14,15 +14,15 @@ from tests.chromium import ARGUMENTS, CHROMIUM
 from tests.element_call.call import Call, OpenCall
 from tests.element_call.site import Site
 
-# No camera and no microphone are needed, and nobody is asked for them. No other host has an
-# address, whatever asks for it.
+# A camera and a microphone that only seem to be there, and for which nobody has to be asked.
+# Names of other hosts have no address.
 CALL_ARGUMENTS = [
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
-# Element Call ends a call whose media server says nothing for 15 seconds. For most tests that is
-# too soon: whatever is to wait as long as that waits for ten minutes.
+# Element Call gives up on a media server that says nothing for 15 seconds, too soon for most tests:
+# every timer of 15 seconds takes ten minutes.
 PATIENT = """
 const setTimeoutOfBrowser = window.setTimeout;
 window.setTimeout = (callback, delay, ...rest) =>
@@ -33,8 +33,9 @@ window.setTimeout = (callback, delay, ...rest) =>
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Where the host page and Element Call are."""
-    with Site(tmp_path_factory.mktemp("site")) as site:
-        yield site
+    site = Site(tmp_path_factory.mktemp("site"))
+    yield site
+    site.close()
 
 
 @pytest.fixture(scope="session")

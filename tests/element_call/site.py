@@ -6,9 +6,9 @@ import shutil
 import socket
 import subprocess
 import threading
+from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from harness.client import JsonDict
@@ -34,97 +34,98 @@ class Site:
     """
 
     def __init__(self, directory: Path) -> None:
-        node = shutil.which("node")
-        assert node is not None, "there is no Node"
-        assert MODULES.is_dir(), "`make test-element-call` installs Element Call"
-        bundle = directory / "host.js"
-        # What is in host.mjs, with all that it imports.
-        esbuild = [node, str(MODULES / "esbuild" / "bin" / "esbuild")]
-        options = ["--bundle", "--format=esm", "--log-level=error", f"--outfile={bundle}"]
-        subprocess.run([*esbuild, "host.mjs", *options], cwd=HERE, check=True)
-        self.token_requests: list[JsonDict] = []
+        self._bundle = directory / "host.js"
+        _bundle_host(self._bundle)
         self._media = socket.create_server(("127.0.0.1", free_port()))
-        port = free_port()
-        root = f"http://127.0.0.1:{port}"
-        self.url = f"{root}/host.html"
-        self.other_service = f"{root}/other-livekit"
-        config = {
-            "matrix_rtc_mode": "matrix_2_0",
-            "livekit": {"livekit_service_url": f"{root}/livekit"},
-            "matrix_rtc_session": {
-                "delayed_leave": {
-                    "delay_ms": LEAVE_DELAY_S * 1000,
-                    "restart_ms": int(RESTART_S * 1000),
-                }
-            },
-        }
-        site = self
-        places = {
-            "/host.html": HERE / "host.html",
-            "/host.js": bundle,
-            "/element-call": MODULES / "@element-hq" / "element-call-embedded" / "dist",
-            # The SDK's encryption asks for its WebAssembly next to the script.
-            "/pkg": MODULES / "@matrix-org" / "matrix-sdk-crypto-wasm" / "pkg",
-        }
-
-        class Handler(SimpleHTTPRequestHandler):
-            def translate_path(self, path: str) -> str:
-                path = path.partition("?")[0]
-                for start, place in places.items():
-                    if path == start or path.startswith(f"{start}/"):
-                        return f"{place}{path.removeprefix(start)}"
-                return str(directory / "nothing")
-
-            def do_GET(self) -> None:
-                if self.path == "/element-call/config.json":
-                    self._answer(200, config)
-                else:
-                    super().do_GET()
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                if self.path.endswith("/get_token"):
-                    site.token_requests.append(json.loads(body))
-                    self._answer(200, {"url": site._media_url, "jwt": _token()})
-                else:
-                    # That it cannot manage delayed leaves, for example.
-                    self._answer(404, {"errcode": "M_UNRECOGNIZED", "error": "Not here"})
-
-            def _answer(self, status: int, content: JsonDict) -> None:
-                body = json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *arguments: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", free_port()), partial(_Handler, self))
+        self._root = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = f"{self._root}/host.html"
+        self.other_service = f"{self._root}/other-livekit"
+        self.token_requests: list[JsonDict] = []
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
-    @property
-    def _media_url(self) -> str:
+    def configuration(self) -> JsonDict:
+        """Return the `config.json` of Element Call."""
+        leave = {"delay_ms": LEAVE_DELAY_S * 1000, "restart_ms": int(RESTART_S * 1000)}
+        return {
+            "matrix_rtc_mode": "matrix_2_0",
+            "livekit": {"livekit_service_url": f"{self._root}/livekit"},
+            "matrix_rtc_session": {"delayed_leave": leave},
+        }
+
+    def find_file(self, path: str) -> Path | None:
+        """Return the file that has a path."""
+        places = {
+            "/host.html": HERE / "host.html",
+            "/host.js": self._bundle,
+            "/element-call": MODULES / "@element-hq" / "element-call-embedded" / "dist",
+            # The SDK's encryption asks for its WebAssembly there.
+            "/pkg": MODULES / "@matrix-org" / "matrix-sdk-crypto-wasm" / "pkg",
+        }
+        for start, place in places.items():
+            if path == start or path.startswith(f"{start}/"):
+                return place / path.removeprefix(start).removeprefix("/")
+        return None
+
+    def give_token(self, body: JsonDict) -> JsonDict:
+        """Return the address of the media server, and a token for it that proves nothing."""
+        self.token_requests.append(body)
+        # Element Call reads these in it.
+        claims = {"sub": "somebody", "video": {"room": "a-room", "roomJoin": True}}
+        parts = [
+            base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=")
+            for part in ({"alg": "none"}, claims)
+        ]
         host, port = self._media.getsockname()
-        return f"ws://{host}:{port}"
+        return {"url": f"ws://{host}:{port}", "jwt": ".".join([*parts, "signature"])}
 
-    def __enter__(self) -> "Site":
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
         self._media.close()
 
 
-def _token() -> str:
-    """A token for nothing, that has what Element Call reads in it."""
-    parts = [{"alg": "none"}, {"sub": "somebody", "video": {"room": "a-room", "roomJoin": True}}]
-    encoded = [base64.urlsafe_b64encode(json.dumps(part).encode()).decode() for part in parts]
-    return ".".join([*(part.rstrip("=") for part in encoded), "signature"])
+class _Handler(SimpleHTTPRequestHandler):
+    def __init__(self, site: Site, *arguments: Any) -> None:
+        self._site = site
+        super().__init__(*arguments)
+
+    def translate_path(self, path: str) -> str:
+        found = self._site.find_file(path.partition("?")[0])
+        return str(found or HERE / "nothing")
+
+    def do_GET(self) -> None:
+        if self.path == "/element-call/config.json":
+            self._answer(200, self._site.configuration())
+        else:
+            super().do_GET()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path.endswith("/get_token"):
+            self._answer(200, self._site.give_token(json.loads(body)))
+        else:
+            # Nor does it manage delayed leaves, which Element Call asks for.
+            self._answer(404, {"errcode": "M_UNRECOGNIZED", "error": "Not here"})
+
+    def _answer(self, status: int, content: JsonDict) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+def _bundle_host(bundle: Path) -> None:
+    """Write one file with `host.mjs` and all that it imports."""
+    node = shutil.which("node")
+    assert node is not None, "there is no Node"
+    assert MODULES.is_dir(), "`make test-element-call` installs Element Call"
+    command = [node, str(MODULES / "esbuild" / "bin" / "esbuild"), "host.mjs"]
+    options = ["--bundle", "--format=esm", "--log-level=error", f"--outfile={bundle}"]
+    subprocess.run([*command, *options], cwd=HERE, check=True)
