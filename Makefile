@@ -31,7 +31,7 @@ test-upstream: $(TOOLS)/bin/nox ## Synapse's own tests with the module: make tes
 test-clients: $(TOOLS)/bin/nox ## Real clients on the newest and the oldest Synapse, with SQLite, in ten minutes
 	$(NOX) -s clients
 
-test-element-call: $(TOOLS)/bin/nox ## Element Call in Chromium on the newest and the oldest Synapse, with SQLite, in ten minutes
+test-element-call: $(TOOLS)/bin/nox ## Element Call in Chromium on the newest and the oldest Synapse, with SQLite, in a quarter of an hour
 	$(NOX) -s element_call
 
 test-monitoring: $(TOOLS)/bin/nox ## Dashboard and alerts, with a real Prometheus, in ten minutes
