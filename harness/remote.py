@@ -122,6 +122,8 @@ class RemoteServer:
         # How it fails a transaction, by its ID and body: with an HTTP status or worse; None for
         # not at all. A test may replace it.
         self.harm: Callable[[str, JsonDict], int | Harm | None] = lambda txn_id, body: None
+        # How long it wants to be left alone then, by a header.
+        self.retry_after_s: int | None = None
         # The transactions that it failed.
         self.harmed: list[JsonDict] = []
         # How many bytes of each such error were written before the other side hung up.
@@ -881,6 +883,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         status = 200
         answer: object = None
+        headers: dict[str, str] = {}
         if not remote.online:
             status, answer = 503, {"errcode": "M_UNKNOWN", "error": "The test wants me offline"}
         else:
@@ -900,6 +903,8 @@ class _Handler(BaseHTTPRequestHandler):
                     self.close_connection = True
                     return
                 status, answer = error.harm, {"errcode": "M_UNKNOWN", "error": str(error)}
+                if remote.retry_after_s is not None:
+                    headers["Retry-After"] = str(remote.retry_after_s)
             except Exception as error:
                 _log.exception("%s %s", self.command, self.path)
                 status, answer = 500, {"errcode": "M_UNKNOWN", "error": str(error)}
@@ -909,6 +914,8 @@ class _Handler(BaseHTTPRequestHandler):
         # Otherwise the other side may ask again on a connection that is being closed.
         self.send_header("Connection", "close")
         self.send_header("Content-Length", str(len(data)))
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
 

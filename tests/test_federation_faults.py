@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness.client import Client
+from harness.client import Client, JsonDict
 from harness.event_format import event_from_pdu
 from harness.homeserver import BACKGROUND_WORKER, SENDERS, Homeserver
 from harness.proxy import Fault
@@ -232,6 +232,28 @@ def test_events_that_do_not_fit_together(
     wait_until_received(remote, sticky, times=2, timeout_s=90)
     assert not remote.harmed
     assert receipts(remote, sticky) == dict.fromkeys(sticky, 2)
+
+
+# F5a
+@pytest.mark.deployments("sqlite")
+def test_a_server_says_when_to_try_again(
+    homeserver: Homeserver, alice: Client, remote: RemoteServer
+) -> None:
+    """With a 429 and the header `Retry-After`; without it, it is tried after a second."""
+    room = create_room(alice)
+    sticky = send_sticky(alice, room, 2)
+    tried_at: list[float] = []
+
+    def harm(txn_id: str, body: JsonDict) -> int | None:
+        if "sticky" not in txn_id:
+            return None
+        tried_at.append(time.monotonic())
+        return 429 if len(tried_at) == 1 else None
+
+    remote.harm, remote.retry_after_s = harm, 7
+    remote.join(homeserver, room, "carol")
+    wait_until_received(remote, sticky)
+    assert tried_at[1] - tried_at[0] >= 7
 
 
 # F5a
