@@ -191,7 +191,11 @@ class Server:
         synapse_sends: whether one of Synapse's own queue is; it refuses ours meanwhile.
         questions: how often it was asked for an event.
         reads_ms: how long it takes to read each event, one after the other, that it took; None if
-            that is no time. Once a hundred are unread it throws away all but the newest.
+            that is no time. Once a hundred are unread it throws away those that others of them
+            refer to; all but the newest, if nothing is known of that.
+        fetches: whether it gets what it asks for, if an event refers to one that it does not have;
+            otherwise it refuses the event.
+        outliers: the events that it has fetched and does not have in its room's history.
         sends: how often it answered a transaction of ours.
         hangs: whether it answers none of ours, and takes Synapse's beside them.
     """
@@ -216,13 +220,20 @@ class Server:
     hangs: bool = False
     staged: dict[str, None] = attr.Factory(dict)
     pruned: int = 0
+    fetches: Callable[[], bool] = lambda: True
+    outliers: set[str] = attr.Factory(set)
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Pdu:
-    """An event to send."""
+    """An event to send, which refers to others."""
 
     event_id: str
+    prev_ids: Sequence[str] = ()
+
+    def prev_event_ids(self) -> Sequence[str]:
+        """What it refers to."""
+        return self.prev_ids
 
 
 class Network:
@@ -235,6 +246,8 @@ class Network:
         # Whether Synapse's queue for a server has anything.
         self.has_queue: Callable[[str], bool] = lambda name: False
         self.knows_rooms = True
+        # What events refer to.
+        self.previous: dict[str, list[str]] = {}
         self.sending_at_once = 0
         self.most_at_once = 0
 
@@ -255,7 +268,7 @@ class Network:
 
     async def to_send(self, event_ids: Sequence[str]) -> list[Pdu]:
         """All of them."""
-        return [Pdu(event_id) for event_id in event_ids]
+        return [Pdu(event_id, self.previous.get(event_id, [])) for event_id in event_ids]
 
     def fitting(self, events: Sequence[Pdu]) -> Sequence[Pdu]:
         """All of them."""
@@ -304,7 +317,7 @@ class Network:
     def stage(self, server: Server, event_id: str) -> None:
         """Let a server read an event after those that it took before."""
         if server.reads_ms is None:
-            server.kept.add(event_id)
+            self._take_in(server, event_id)
             return
         server.staged[event_id] = None
         if len(server.staged) == 1:
@@ -317,30 +330,50 @@ class Network:
         self._time.call_later(reads_ms, partial(self._read, server, event_id))
 
     def _read(self, server: Server, event_id: str) -> None:
-        server.kept.add(event_id)
         del server.staged[event_id]
+        self._take_in(server, event_id)
         if len(server.staged) >= 100:
-            server.pruned += len(server.staged) - 1
-            server.staged = dict.fromkeys([list(server.staged)[-1]])
+            newest = list(server.staged)[-1]
+            referred = {other for e in server.staged for other in self.previous.get(e, [])}
+            kept = [e for e in server.staged if e == newest or e in self.previous]
+            kept = [e for e in kept if e not in referred]
+            server.pruned += len(server.staged) - len(kept)
+            server.staged = dict.fromkeys(kept)
         if server.staged:
             self._read_next(server)
 
+    def _take_in(self, server: Server, event_id: str) -> None:
+        """As Synapse's `on_receive_pdu` does."""
+        missing = [e for e in self.previous.get(event_id, []) if e not in server.kept]
+        if missing:
+            if not server.fetches():
+                return
+            for _ in range(10):
+                server.kept.update(missing)
+                missing = [
+                    e for m in missing for e in self.previous.get(m, []) if e not in server.kept
+                ]
+            # Their state is asked for, and they come with it.
+            server.outliers.update(missing)
+        server.kept.add(event_id)
+
     async def has_event(self, server_name: str, event_id: str) -> Reply:
         """What the server says."""
-        return await self._asked(self.servers[server_name], event_id)
+        server = self.servers[server_name]
+        return await self._asked(server, event_id, server.kept | server.outliers)
 
     async def has_in_history(self, server_name: str, event_id: str) -> Reply:
         """What the server says."""
         server = self.servers[server_name]
-        reply = await self._asked(server, event_id)
+        reply = await self._asked(server, event_id, server.kept)
         return Reply.HAS_NOT if event_id in server.rejected else reply
 
-    async def _asked(self, server: Server, event_id: str) -> Reply:
+    async def _asked(self, server: Server, event_id: str, has: Collection[str]) -> Reply:
         server.questions += 1
         await self._time.sleep(server.takes_ms if server.asks_ms is None else server.asks_ms)
         if server.reply is not None:
             return server.reply
-        return Reply.HAS if event_id in {*server.kept, "$first"} else Reply.HAS_NOT
+        return Reply.HAS if event_id in has or event_id == "$first" else Reply.HAS_NOT
 
 
 class World:
@@ -381,12 +414,26 @@ class World:
         return self.network.servers.setdefault(name, Server(name, **attributes))
 
     def events(
-        self, room_id: str, count: int, lifetime_ms: int = HOUR_MS, *, is_noticed: bool = True
+        self,
+        room_id: str,
+        count: int,
+        lifetime_ms: int = HOUR_MS,
+        *,
+        is_noticed: bool = True,
+        row_of: int = 0,
     ) -> None:
-        """Send events to a room; unless they are noticed they are from before this process."""
+        """Send events to a room; unless they are noticed they are from before this process.
+
+        Args:
+            row_of: of so many, all but the first refer to the one before, and that to a plain
+                event; 0 if nothing is known of that.
+        """
         changes = []
-        for _ in range(count):
+        for number in range(count):
             self._events += 1
+            if row_of:
+                previous = self._events - 1 if number % row_of else f"plain{self._events}"
+                self.network.previous[f"${self._events}"] = [f"${previous}"]
             position = self._next_position()
             changes.append(
                 EventChange(

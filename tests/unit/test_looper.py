@@ -303,6 +303,40 @@ def test_thousand_events_cost_a_quick_joiner_few_requests(reads_ms: int | None) 
     assert server.pruned == 0
 
 
+# F1, F2, F7
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 1 << 32))
+def test_joiner_that_refuses_some_at_first_loses_nothing(seed: int) -> None:
+    """For seconds it cannot always fetch what events refer to, and has others' to read as well."""
+    world, random = World(), Random(seed)
+    refuses = random.choice([0, 0.02, 0.2, 0.5, 1])
+    server = world.server(
+        "b.example",
+        takes_ms=random.choice([20, 200]),
+        reads_ms=random.choice([None, 3, 10, 40]),
+        fetches=lambda: random.random() > refuses,
+    )
+
+    def disturb() -> None:
+        nonlocal refuses
+        is_over = world.time.monotonic_ms() > 8_000
+        refuses = 0 if is_over else random.choice([0, 0.02, 0.2, 0.5, 1])
+        if server.reads_ms is not None:
+            server.reads_ms = 10 if is_over else random.choice([3, 10, 40, 333])
+            for number in range(random.choice([0, 0, 0, 20, 120])):
+                world.network.stage(server, f"$other{number} of {world.time.monotonic_ms()}")
+        if not is_over:
+            world.time.call_later(random.choice([50, 500, 2_000, 5_000]), disturb)
+
+    count = random.choice([5, 30, 120, 500])
+    world.events("!room", count, row_of=random.choice([1, 3, 15, 50, 500]))
+    world.join("!room", server)
+    disturb()
+    assert world.run_until_paid([server], HOUR_MS)
+    world.time.run(lambda: not server.staged, 200_000)
+    assert {f"${number + 1}" for number in range(count)} <= server.kept
+
+
 # F2, F5, F7
 @pytest.mark.parametrize("count", [200, 1_000])
 def test_slow_joiner_is_asked_after_each_transaction(count: int) -> None:
@@ -637,9 +671,10 @@ def test_whatever_happens_servers_are_paid(seed: int, happenings: int) -> None:
     before = {server.name: Counter(server.copies) for server in world.servers}
     assert world.run_until_paid(world.servers, HOUR_MS)
     world.watch(120_000)
+    # What has expired is forgotten when it would be tried again.
+    assert world.time.run(lambda: not world.looper._debtors, 2 * HOUR_MS)
     for server in world.servers:
         assert max((server.copies - before[server.name]).values(), default=0) <= 3
-    assert not world.looper._debtors
     assert not world.looper._turns
     assert world.api.errors == []
     assert world.api.deepest < 120
