@@ -37,6 +37,12 @@ _MAX_ASKED: Final = 10
 # together that were first sent within that time. By then a server has found out what came before
 # its join.
 _SECOND_COPY_MS: Final = 15_000
+# How long a server may take to read a second copy, though it only ignores it: no answer tells when
+# it has, for it has the event already. Nothing hurries, and too many at once would be thrown away.
+_SECOND_COPY_READ_MS: Final = 40
+# A Synapse that throws staged events away keeps the last, and fetches so many before it. So having
+# the last does not tell of those before these.
+_MAX_FETCHED: Final = 10
 # So many copies of an event are enough for a server that takes them and answers no question.
 _MAX_SILENT_COPIES: Final = 2
 # How many events of a room a Synapse surely keeps staged; it throws most away above 100, which
@@ -409,9 +415,13 @@ class Payment:
 
     def _await_arrival(self, now: int) -> None:
         """Ask for the events that the server took: for the last, or until it can take more."""
-        last = self.awaited[-1 - _MAX_STAGED if self.chosen else -1]
-        count = self.awaited.index(last) + 1
         read_ms, since_ts = self.debtor.read_ms, self._reading_since
+        if self._are_second_copies:
+            last = self.awaited[-2 - _MAX_FETCHED if len(self.awaited) > 1 + _MAX_FETCHED else -1]
+            count, read_ms = len(self.awaited), max(read_ms, _SECOND_COPY_READ_MS)
+        else:
+            last = self.awaited[-1 - _MAX_STAGED if self.chosen else -1]
+            count = self.awaited.index(last) + 1
         self._question = Arrival.of(last.event_id, count, read_ms, since_ts, now)
         self._become(Outcome.TAKEN, self._question.next_ts)
 
@@ -441,7 +451,8 @@ class Payment:
             outcome = Outcome.READY if has else Outcome.LOST
             next_ts = now if has else now + _FIRST_PAUSE_MS
         elif has:
-            self.debtor.read_ms = question.read_ms(self.debtor.read_ms, now, round_trip_ms)
+            if not self._are_second_copies:
+                self.debtor.read_ms = question.read_ms(self.debtor.read_ms, now, round_trip_ms)
             self._reading_since = now
             outcome, next_ts = self._arrived(question.event_id, now), now
         else:
@@ -518,6 +529,11 @@ class Payment:
         """Whether the server took a copy of an event before it is, or was, sent this one."""
         tries = self._tries.get(event.event_id)
         return tries is not None and tries.is_repeated
+
+    @property
+    def _are_second_copies(self) -> bool:
+        """Whether all awaited events are second copies."""
+        return all(map(self._is_repeated, self.awaited))
 
     def _is_early(self, event: StickyEvent) -> bool:
         """Whether an event is from before the server's join, as far as that is known."""

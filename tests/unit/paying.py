@@ -193,6 +193,7 @@ class Server:
         reads_ms: how long it takes to read each event, one after the other, that it took; None if
             that is no time. Once a hundred are unread it throws away those that others of them
             refer to; all but the newest, if nothing is known of that.
+        rereads_ms: how long it takes to ignore an event that it has.
         fetches: whether it gets what it asks for, if an event refers to one that it does not have;
             otherwise it refuses the event.
         outliers: the events that it has fetched and does not have in its room's history.
@@ -216,6 +217,7 @@ class Server:
     questions: int = 0
     rejected: Collection[str] = ()
     reads_ms: int | None = None
+    rereads_ms: int = 3
     sends: int = 0
     hangs: bool = False
     staged: dict[str, None] = attr.Factory(dict)
@@ -326,7 +328,7 @@ class Network:
     def _read_next(self, server: Server) -> None:
         event_id = next(iter(server.staged))
         is_known = event_id in server.kept
-        reads_ms = (server.reads_ms or 0) if not is_known else min(3, server.reads_ms or 0)
+        reads_ms = server.rereads_ms if is_known else server.reads_ms or 0
         self._time.call_later(reads_ms, partial(self._read, server, event_id))
 
     def _read(self, server: Server, event_id: str) -> None:

@@ -337,6 +337,28 @@ def test_joiner_that_refuses_some_at_first_loses_nothing(seed: int) -> None:
     assert {f"${number + 1}" for number in range(count)} <= server.kept
 
 
+# F2, F5
+@pytest.mark.parametrize("rereads_ms", [3, 20, 35])
+def test_second_copies_are_not_thrown_away(rereads_ms: int) -> None:
+    """The joiner has nearly all, so no answer tells how far it is; what it has not is taken in."""
+    world = World()
+    lost = {f"${number}" for number in range(100, 120)}
+    server = world.server("b.example", reads_ms=10, rereads_ms=rereads_ms)
+    stage = world.network.stage
+
+    def lose_first_copies(server: Server, event_id: str) -> None:
+        if server.copies[event_id] > 1 or event_id not in lost:
+            stage(server, event_id)
+
+    world.network.stage = lose_first_copies  # type: ignore[method-assign]
+    world.events("!room", 400)
+    world.join("!room", server)
+    assert world.run_until_paid([server], 120_000)
+    world.time.run(lambda: not server.staged, 60_000)
+    assert server.pruned == 0
+    assert len(server.kept) == 400
+
+
 # F2, F5, F7
 @pytest.mark.parametrize("count", [200, 1_000])
 def test_slow_joiner_is_asked_after_each_transaction(count: int) -> None:
