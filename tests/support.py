@@ -284,15 +284,6 @@ def send_sticky(client: Client, room_id: str, count: int = 1, **arguments: Any) 
     return [client.send(room_id, **arguments) for _ in range(count)]
 
 
-def send_sticky_apart(client: Client, room_id: str, count: int) -> list[str]:
-    """Send that many sticky messages, each after a plain one. Returns their ids, oldest first."""
-    sticky = []
-    for _ in range(count):
-        send_plain(client, room_id, 1)
-        sticky += send_sticky(client, room_id)
-    return sticky
-
-
 def until_refused(homeserver: Homeserver, client: Client, room_id: str) -> None:
     """Wait until no process lets a user send sticky events to a room."""
 

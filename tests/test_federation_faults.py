@@ -91,10 +91,10 @@ def wait_until_backing_off(
 # F3, F5, C4
 @pytest.mark.parametrize(
     "also_killed",
-    # With workers, "both" kills the same senders.
+    # "both" kills the same senders, and what they send then is the same.
     [
-        pytest.param("nobody", marks=pytest.mark.repeats("workers")),
-        pytest.param("sender", marks=[pytest.mark.repeats("workers"), pytest.mark.any_synapse]),
+        pytest.param("nobody", marks=pytest.mark.repeats("sqlite", "workers")),
+        pytest.param("sender", marks=pytest.mark.repeats("sqlite", "workers")),
         "both",
     ],
 )

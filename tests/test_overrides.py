@@ -88,6 +88,8 @@ def test_a_room(
     shows(homeserver, bob, room, [*sent, more])
 
 
+# The decision on a room shows how processes tell each other.
+@pytest.mark.repeats("workers")
 def test_a_user(
     homeserver: Homeserver, admin: Client, alice: Client, bob: Client, room: str
 ) -> None:
@@ -111,6 +113,7 @@ def test_a_user(
     assert send_sticky(alice, room)
 
 
+@pytest.mark.repeats("workers")
 def test_a_server(
     homeserver: Homeserver, admin: Client, bob: Client, remote: RemoteServer, room: str
 ) -> None:
