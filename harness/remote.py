@@ -547,7 +547,17 @@ class RemoteServer:
     def backfill(self, room_id: str, event_ids: list[str], limit: int) -> list[JsonDict]:
         """The usual answer to a request for the events up to some events."""
         with self._changed:
-            return [event.pdu for event in self._history(event_ids, (), limit)]
+            known = [event_id for event_id in event_ids if self._is_known(event_id)]
+            missing = [e.event_id for e in self._events.values() if not self.has_in_history(e)]
+            excluded = set(missing).difference(known)
+            return [event.pdu for event in self._history(known, excluded, limit)]
+
+    def _is_known(self, event_id: str) -> bool:
+        try:
+            self._known_event(event_id)
+        except _NotFound:
+            return False
+        return True
 
     def missing_events(self, room_id: str, request: JsonDict) -> list[JsonDict]:
         """The usual answer to a request for the events between other events."""

@@ -26,6 +26,7 @@ from synapse.events import EventBase
 from synapse.federation.sender import FederationSender
 from synapse.federation.sender.per_destination_queue import PerDestinationQueue
 from synapse.http import matrixfederationclient
+from synapse.http.client import BodyExceededMaxSize
 from synapse.http.matrixfederationclient import JsonParser
 from synapse.server import HomeServer
 from synapse.types.state import StateFilter
@@ -45,6 +46,8 @@ _AT_ONCE_MS: Final = 500
 _LONGEST_RETRY_AFTER_MS: Final = 600_000
 # A proxy before a server may take bodies of 1 MB, or of less.
 _MAX_BYTES: Final = 512 * 1024
+# So many events a Synapse tells at most that came before one.
+_MAX_HISTORY: Final = 100
 
 _asking: ContextVar[bool] = ContextVar("synapse_sticky_asking", default=False)
 
@@ -280,6 +283,40 @@ class Federation:
             return Reply.of_error(error.status, error.code)
         return Reply.HAS
 
+    async def has_with_history(
+        self, server_name: str, room_id: str, event_ids: Sequence[str]
+    ) -> tuple[Reply, Collection[str]] | None:
+        """Ask a server for the last of these events with what came before it in its room.
+
+        `/backfill` passes over outliers and rejected events, and ends where something is missing.
+        That does not hold for the event with which it begins.
+
+        Returns:
+            Whether the server has the last, and which of the others are in its history; None if
+            it does not answer that question, or says too much.
+        """
+        path = f"backfill/{quote(room_id, safe='')}"
+        # Others may lie between them.
+        args = {"v": event_ids[-1], "limit": str(min(2 * len(event_ids), _MAX_HISTORY))}
+        try:
+            answer = await self._ask(server_name, path, args, _History())
+        except _NotAsked:
+            return Reply.NOT_ASKED, ()
+        except RequestFailed as error:
+            reply = Reply.of_error(error.status, error.code)
+            is_too_long = str(error) == BodyExceededMaxSize.__name__
+            return None if reply is Reply.HAS or is_too_long else (reply, ())
+        pdus = answer.get("pdus") if isinstance(answer, Mapping) else None
+        if not isinstance(pdus, list):
+            return None
+        events = await self._store.get_events_as_list(event_ids)
+        by_hash = {_content_hash(event.get_dict()): event.event_id for event in events}
+        if event_ids[-1] not in by_hash.values():
+            return None
+        found = {by_hash[key] for pdu in pdus if (key := _content_hash(pdu)) in by_hash}
+        reply = Reply.HAS if event_ids[-1] in found else Reply.HAS_NOT
+        return reply, found - {event_ids[-1]}
+
     async def has_in_history(self, server_name: str, event_id: str) -> Reply:
         """Ask a server that has an event whether it has it in the history of its room.
 
@@ -316,7 +353,11 @@ class Federation:
         return Reply.HAS
 
     async def _ask(
-        self, server_name: str, path: str, args: Mapping[str, str] | None = None
+        self,
+        server_name: str,
+        path: str,
+        args: Mapping[str, str] | None = None,
+        parser: JsonParser | None = None,
     ) -> object:
         timings = await self._store.get_destination_retry_timings(server_name)
         if timings is not None and timings.retry_interval:
@@ -326,11 +367,14 @@ class Federation:
             raise _NotAsked("Synapse is backing off from it")
         asking = _asking.set(True)
         try:
-            return await self._try_twice(lambda: self._get(server_name, path, args))
+            parser = parser or _ShortAnswer()
+            return await self._try_twice(lambda: self._get(server_name, path, args, parser))
         finally:
             _asking.reset(asking)
 
-    async def _get(self, server_name: str, path: str, args: Mapping[str, str] | None) -> object:
+    async def _get(
+        self, server_name: str, path: str, args: Mapping[str, str] | None, parser: JsonParser
+    ) -> object:
         with self._counted(path.partition("/")[0]):
             answer: object = await self._client.get_json(
                 server_name,
@@ -339,7 +383,7 @@ class Federation:
                 timeout=_ANSWER_TIMEOUT_MS,
                 # That it does not answer this is no reason to back off from it.
                 ignore_backoff=True,
-                parser=_ShortAnswer(),
+                parser=parser,
             )
             return answer
 
@@ -419,6 +463,19 @@ class _ShortAnswer(JsonParser):
     """An event at most; whatever else a server sends is not read."""
 
     MAX_RESPONSE_SIZE = 128 * 1024
+
+
+class _History(JsonParser):
+    """As many events as Synapse tells at once, of ordinary sizes."""
+
+    MAX_RESPONSE_SIZE = 1024 * 1024
+
+
+def _content_hash(pdu: object) -> str:
+    """Return the hash of an event's content, which no other event has; empty if there is none."""
+    hashes = pdu.get("hashes") if isinstance(pdu, Mapping) else None
+    found = hashes.get("sha256") if isinstance(hashes, Mapping) else None
+    return found if isinstance(found, str) else ""
 
 
 class _NoWarningWhenAsking(logging.Filter):

@@ -11,7 +11,7 @@ steps are performed, in time. Cost follows what is owed: where nothing is owed n
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Final
 
@@ -483,14 +483,16 @@ class Looper:
             return
         state, awaited = step.payment.state, step.payment.awaited
         began, reply = self._now(), Reply.SILENT
+        before: Collection[str] = ()
         if not debtor.silence.is_on(began):
-            ask = self._federation.has_in_history if step.in_history else self._federation.has_event
-            reply = await ask(server_name, step.event_id)
+            reply, before = await self._question(debtor, step)
             debtor.silence.took(reply, self._now())
-        outcome = step.payment.heard(reply, self._now(), self._now() - began)
+        outcome = step.payment.heard(reply, self._now(), self._now() - began, before)
         settled, step.payment.settled = step.payment.settled, []
         self._settle(debtor, room_id, settled)
         if outcome is Outcome.LOST:
+            # Or else it has them, and does not say so.
+            debtor.tells_history &= not step.with_history
             retried = sum(e.event_id not in debtor.history and e not in settled for e in awaited)
             self._metrics.count(PAYMENTS, retried, outcome="retried")
         elif outcome in (Outcome.READY, Outcome.ARRIVED, Outcome.ROOM_LEFT):
@@ -498,6 +500,21 @@ class Looper:
                 self._ledger.note_read(server_name, room_id, step.event_id)
             if reply in (Reply.HAS, Reply.MAY_NOT_TELL):
                 self._ledger.note_joined(server_name, room_id)
+
+    async def _question(self, debtor: Debtor, step: Ask) -> tuple[Reply, Collection[str]]:
+        """Ask for an event, and maybe for those before it; return which of these it has."""
+        server_name = debtor.server_name
+        if step.in_history:
+            return await self._federation.has_in_history(server_name, step.event_id), ()
+        if step.with_history:
+            awaited = [event.event_id for event in step.payment.awaited]
+            event_ids = awaited[: awaited.index(step.event_id) + 1]
+            room_id = step.payment.room_id
+            answer = await self._federation.has_with_history(server_name, room_id, event_ids)
+            if answer is not None:
+                return answer
+            debtor.tells_history = False
+        return await self._federation.has_event(server_name, step.event_id), ()
 
     def _settle(self, debtor: Debtor, room_id: str, events: list[StickyEvent]) -> None:
         """The server has these."""

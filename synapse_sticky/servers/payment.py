@@ -8,7 +8,7 @@ it says which of them comes next, and remembers how the last tries ended. Neithe
 """
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 import attr
@@ -190,11 +190,13 @@ class Ask:
 
     Attributes:
         in_history: whether to ask for it in the room's history: not just as an outlier.
+        with_history: whether to ask for it with what came before it there.
     """
 
     payment: "Payment"
     event_id: str
     in_history: bool = False
+    with_history: bool = False
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -290,8 +292,10 @@ class Payment:
     _put_off_until: int = 0
     # Since when the server reads the events that are awaited.
     _reading_since: int = 0
-    # Whether events from before the join are sent twice: once there were many of them.
-    _sends_twice: bool = False
+    # Whether many events from before the join were due at once, and whether the server has shown
+    # that it has all of them in the room's history so far.
+    _are_many_early: bool = False
+    _has_gaps: bool = False
     # When the second copies are sent of the events that arrive now.
     _second_copy_ts: int = 0
     # How many events of others the server took in all.
@@ -315,7 +319,7 @@ class Payment:
         self._tries.clear()
         self._drop()
         self._question = self._joining = None
-        self._sends_twice = False
+        self._are_many_early = self._has_gaps = False
         self._unknown = self._not_before = 0
         self.debtor.history.forget_room(self.room_id)
         self._become(Outcome.JOINED, now)
@@ -361,8 +365,11 @@ class Payment:
         if self.state is State.DUE or question is None:
             self._joined_meanwhile = False
             return Look(self)
-        in_history = self.state is State.ARRIVING and not any(map(self._is_first, self.awaited))
-        return Ask(self, question.event_id, in_history)
+        if self.state is not State.ARRIVING:
+            return Ask(self, question.event_id)
+        in_history = not any(map(self._is_first, self.awaited))
+        with_history = not in_history and self.debtor.tells_history
+        return Ask(self, question.event_id, in_history, with_history)
 
     def found(self, found: Found, now: int) -> None:
         """The room was looked into."""
@@ -396,7 +403,7 @@ class Payment:
             pass
         else:
             self.chosen = payable[:_MAX_EVENTS_PER_VISIT]
-            self._sends_twice |= sum(map(self._is_early, found.due)) > _MAX_ASKED
+            self._are_many_early |= sum(map(self._is_early, found.due)) > _MAX_ASKED
             self._become(Outcome.CHOSE, now)
         if self.state is not State.CHOSEN:
             self._is_deferred = False
@@ -420,7 +427,7 @@ class Payment:
             last = self.awaited[-2 - _MAX_FETCHED if len(self.awaited) > 1 + _MAX_FETCHED else -1]
             count, read_ms = len(self.awaited), max(read_ms, _SECOND_COPY_READ_MS)
         else:
-            last = self.awaited[-1 - _MAX_STAGED if self.chosen else -1]
+            last = self.awaited[-_MAX_STAGED if self.chosen else -1]
             count = self.awaited.index(last) + 1
         self._question = Arrival.of(last.event_id, count, read_ms, since_ts, now)
         self._become(Outcome.TAKEN, self._question.next_ts)
@@ -436,8 +443,14 @@ class Payment:
         self._become(Outcome.IS_JOINING, self._joining.next_ts)
         return True
 
-    def heard(self, reply: Reply, now: int, round_trip_ms: int = 0) -> Outcome:
-        """The server has answered the question, after some time; return how the payment goes on."""
+    def heard(
+        self, reply: Reply, now: int, round_trip_ms: int = 0, before: Collection[str] = ()
+    ) -> Outcome:
+        """The server has answered the question, after some time; return how the payment goes on.
+
+        Args:
+            before: the events before the one asked for that are in the room's history.
+        """
         if self.state is State.JOINING and self._joining is not None:
             return self._heard_of_join(self._joining, reply, now)
         question = self._question
@@ -454,7 +467,7 @@ class Payment:
             if not self._are_second_copies:
                 self.debtor.read_ms = question.read_ms(self.debtor.read_ms, now, round_trip_ms)
             self._reading_since = now
-            outcome, next_ts = self._arrived(question.event_id, now), now
+            outcome, next_ts = self._arrived(question.event_id, now, before), now
         else:
             self._have_not_arrived(question, now)
             outcome, next_ts = Outcome.LOST, now
@@ -463,6 +476,7 @@ class Payment:
 
     def _have_not_arrived(self, question: Arrival, now: int) -> None:
         """The server does not have the awaited events, as far as it says anything."""
+        self._has_gaps = True
         if question.has_answered:
             # It may have the others: it is asked for each, and is sent what it lacks.
             self._find_out(self.awaited, now)
@@ -484,13 +498,22 @@ class Payment:
         self._become(Outcome.READY, now)
         return Outcome.READY if is_ready else Outcome.NOT_READY
 
-    def _arrived(self, event_id: str, now: int) -> Outcome:
-        """Events up to this one have arrived."""
+    def _arrived(self, event_id: str, now: int, before: Collection[str]) -> Outcome:
+        """Events up to this one have arrived, some of which are known to be in the history."""
         count = [event.event_id for event in self.awaited].index(event_id) + 1
+        if before and count < len(self.awaited):
+            # The next question shows whether that one is in the history.
+            count -= 1
         # Otherwise those before it were read as well.
         may_have_lost, self._may_have_lost = self._may_have_lost, False
         arrived, self.awaited = self.awaited[:count], self.awaited[count:]
-        unsure = [event for event in arrived if may_have_lost or self._is_first(event)]
+        unsure = [
+            event
+            for event in arrived
+            if (may_have_lost or self._is_first(event)) and event.event_id not in before
+        ]
+        # Of the one with which an answer begins it does not tell.
+        self._has_gaps |= any(event.event_id != event_id for event in unsure)
         once = sum(not self._is_repeated(event) for event in unsure)
         self._find_out(unsure, now, sends_again=once > _MAX_ASKED)
         self.settled += [event for event in arrived if event not in unsure]
@@ -517,6 +540,11 @@ class Payment:
             tries = self._tries.setdefault(event.event_id, _Tries())
             tries.is_repeated = True
             tries.next_ts = self._second_copy_ts
+
+    @property
+    def _sends_twice(self) -> bool:
+        """Whether events from before the join that the server may not have are sent twice."""
+        return self._are_many_early and (self._has_gaps or not self.debtor.tells_history)
 
     def _is_first(self, event: StickyEvent) -> bool:
         """Whether the server may have refused an event, or have it as an outlier.
@@ -601,6 +629,7 @@ class Payment:
         """The transaction failed, as :meth:`Debtor.failed` knows."""
         # Those of the transactions before it are taken: now the room's history has to tell.
         if self.awaited:
+            self._has_gaps = True
             self._find_out(self.awaited, now)
         self._drop()
         self._become(Outcome.FAILED, now)
@@ -664,6 +693,7 @@ class Debtor:
         not_before: the server is left alone until then.
         obstacle: why the last try came to nothing.
         read_ms: how long it takes to read one event of a transaction.
+        tells_history: whether it can be asked what came before an event, as far as we know.
     """
 
     server_name: str
@@ -675,6 +705,7 @@ class Debtor:
     not_before: int = 0
     obstacle: str = ""
     read_ms: int = READ_MS
+    tells_history: bool = True
     # For the log.
     paid: int = 0
     oldest_age_ms: int = 0

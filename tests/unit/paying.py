@@ -196,6 +196,7 @@ class Server:
         rereads_ms: how long it takes to ignore an event that it has.
         fetches: whether it gets what it asks for, if an event refers to one that it does not have;
             otherwise it refuses the event.
+        tells_history: whether it can be asked what came before an event.
         outliers: the events that it has fetched and does not have in its room's history.
         sends: how often it answered a transaction of ours.
         hangs: whether it answers none of ours, and takes Synapse's beside them.
@@ -223,6 +224,7 @@ class Server:
     staged: dict[str, None] = attr.Factory(dict)
     pruned: int = 0
     fetches: Callable[[], bool] = lambda: True
+    tells_history: bool = True
     outliers: set[str] = attr.Factory(set)
 
 
@@ -363,6 +365,23 @@ class Network:
         """What the server says."""
         server = self.servers[server_name]
         return await self._asked(server, event_id, server.kept | server.outliers)
+
+    async def has_with_history(
+        self, server_name: str, room_id: str, event_ids: Sequence[str]
+    ) -> tuple[Reply, Collection[str]] | None:
+        """What the server says, as Synapse's `/backfill` does."""
+        server = self.servers[server_name]
+        if not server.tells_history:
+            server.questions += 1
+            await self._time.sleep(server.takes_ms)
+            return None
+        reply = await self._asked(server, event_ids[-1], server.kept | server.outliers)
+        found, left = set[str](), self.previous.get(event_ids[-1], [])
+        while left and len(found) < 100:
+            has = {e for e in left if e in server.kept and e not in server.rejected}
+            found |= has
+            left = [other for e in has for other in self.previous.get(e, [])]
+        return reply, found & set(event_ids) if reply is Reply.HAS else ()
 
     async def has_in_history(self, server_name: str, event_id: str) -> Reply:
         """What the server says."""

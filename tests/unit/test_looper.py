@@ -303,6 +303,20 @@ def test_thousand_events_cost_a_quick_joiner_few_requests(reads_ms: int | None) 
     assert server.pruned == 0
 
 
+# F2, F8
+@pytest.mark.parametrize("reads_ms", [None, 5, 10, 40])
+def test_thousand_events_in_a_row_cost_a_joiner_sixty_requests(reads_ms: int | None) -> None:
+    """It shows with each answer what came before, so they are sent once."""
+    world = World()
+    server = world.server("b.example", reads_ms=reads_ms)
+    world.events("!room", 1_000, row_of=1_000)
+    world.join("!room", server)
+    assert world.run_until_paid([server], 60_000)
+    assert set(server.copies.values()) == {1}
+    assert server.sends + server.questions <= 60
+    assert server.pruned == 0
+
+
 # F1, F2, F7
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 1 << 32))
