@@ -13,6 +13,7 @@ steps are performed, in time. Cost follows what is owed: where nothing is owed n
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
+from itertools import takewhile
 from typing import Final
 
 import attr
@@ -508,8 +509,9 @@ class Looper:
             return await self._federation.has_in_history(server_name, step.event_id), ()
         if step.with_history:
             awaited = [event.event_id for event in step.payment.awaited]
-            event_ids = awaited[: awaited.index(step.event_id) + 1]
-            room_id = step.payment.room_id
+            # If the server has joined again meanwhile it is not there any more.
+            before = takewhile(lambda event_id: event_id != step.event_id, awaited)
+            event_ids, room_id = [*before, step.event_id], step.payment.room_id
             answer = await self._federation.has_with_history(server_name, room_id, event_ids)
             if answer is not None:
                 return answer
