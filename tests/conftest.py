@@ -1,6 +1,7 @@
 """Fixtures: the servers, users and rooms the tests work with."""
 
 import itertools
+import signal
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -61,6 +62,12 @@ def _chosen_deployments(config: pytest.Config, option: str = "--deployments") ->
         raise pytest.UsageError(f"{option}: there is no {', '.join(sorted(unknown))}")
     # In a fixed order, so that a test run is the same however it was asked for.
     return [name for name in DEPLOYMENTS if name in chosen]
+
+
+def pytest_configure() -> None:
+    """Let processes that are started from here end with Ctrl-C, as from a terminal."""
+    # A shell that starts the tests in its background has them, and all below, ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
