@@ -288,12 +288,12 @@ class Federation:
     ) -> tuple[Reply, Collection[str]] | None:
         """Ask a server for the last of these events with what came before it in its room.
 
-        `/backfill` passes over outliers and rejected events, and ends where something is missing.
-        That does not hold for the event with which it begins.
+        `/backfill` names no outlier and nothing rejected, except maybe the event with which it
+        begins, which other servers than Synapse leave out.
 
         Returns:
-            Whether the server has the last, and which of the others are in its history; None if
-            it does not answer that question, or says too much.
+            Whether the server seems to have the last, and which of the others are in its history;
+            None if it does not answer that question, or says too much.
         """
         path = f"backfill/{quote(room_id, safe='')}"
         # Others may lie between them.
@@ -310,12 +310,9 @@ class Federation:
         if not isinstance(pdus, list):
             return None
         events = await self._store.get_events_as_list(event_ids)
-        by_hash = {_content_hash(event.get_dict()): event.event_id for event in events}
-        if event_ids[-1] not in by_hash.values():
-            return None
-        found = {by_hash[key] for pdu in pdus if (key := _content_hash(pdu)) in by_hash}
-        reply = Reply.HAS if event_ids[-1] in found else Reply.HAS_NOT
-        return reply, found - {event_ids[-1]}
+        by_key = {_key(event.get_dict()): event.event_id for event in events}
+        found = {by_key[key] for pdu in pdus if (key := _key(pdu)) in by_key}
+        return Reply.HAS if pdus else Reply.HAS_NOT, found - {event_ids[-1]}
 
     async def has_in_history(self, server_name: str, event_id: str) -> Reply:
         """Ask a server that has an event whether it has it in the history of its room.
@@ -471,11 +468,15 @@ class _History(JsonParser):
     MAX_RESPONSE_SIZE = 1024 * 1024
 
 
-def _content_hash(pdu: object) -> str:
-    """Return the hash of an event's content, which no other event has; empty if there is none."""
-    hashes = pdu.get("hashes") if isinstance(pdu, Mapping) else None
-    found = hashes.get("sha256") if isinstance(hashes, Mapping) else None
-    return found if isinstance(found, str) else ""
+def _key(pdu: object) -> tuple[str, str] | None:
+    """Return the sender and the content's hash of an event: together no other event has them.
+
+    Others may put the same hash into an event, which Synapse redacts then, but not the sender.
+    """
+    if not isinstance(pdu, Mapping) or not isinstance(pdu.get("hashes"), Mapping):
+        return None
+    sender, found = pdu.get("sender"), pdu["hashes"].get("sha256")
+    return (sender, found) if isinstance(sender, str) and isinstance(found, str) else None
 
 
 class _NoWarningWhenAsking(logging.Filter):

@@ -492,7 +492,7 @@ class Looper:
         settled, step.payment.settled = step.payment.settled, []
         self._settle(debtor, room_id, settled)
         if outcome is Outcome.LOST:
-            # Or else it has them, and does not say so.
+            # It may have them, and not say so.
             debtor.tells_history &= not step.with_history
             retried = sum(e.event_id not in debtor.history and e not in settled for e in awaited)
             self._metrics.count(PAYMENTS, retried, outcome="retried")
