@@ -292,8 +292,8 @@ class Payment:
     _put_off_until: int = 0
     # Since when the server reads the events that are awaited.
     _reading_since: int = 0
-    # Whether many events from before the join were due at once, and whether the server has shown
-    # that it has all of them in the room's history so far.
+    # Whether many events from before the join were due at once, and whether of any that arrived the
+    # server has not shown that it is in the room's history.
     _are_many_early: bool = False
     _has_gaps: bool = False
     # When the second copies are sent of the events that arrive now.

@@ -230,14 +230,9 @@ class Server:
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Pdu:
-    """An event to send, which refers to others."""
+    """An event to send."""
 
     event_id: str
-    prev_ids: Sequence[str] = ()
-
-    def prev_event_ids(self) -> Sequence[str]:
-        """What it refers to."""
-        return self.prev_ids
 
 
 class Network:
@@ -272,7 +267,7 @@ class Network:
 
     async def to_send(self, event_ids: Sequence[str]) -> list[Pdu]:
         """All of them."""
-        return [Pdu(event_id, self.previous.get(event_id, [])) for event_id in event_ids]
+        return [Pdu(event_id) for event_id in event_ids]
 
     def fitting(self, events: Sequence[Pdu]) -> Sequence[Pdu]:
         """All of them."""

@@ -57,16 +57,17 @@ def test_server_that_does_not_know_the_question() -> None:
     assert set(server.copies.values()) == {2}
 
 
+def answers_truly_after(world: World, server: Server, wait_ms: int) -> None:
+    """Let a server answer what is so from then on, as when its join has ended."""
+    world.time.call_later(wait_ms, lambda: setattr(server, "reply", None))
+
+
 # F2
 def test_server_that_may_not_tell() -> None:
     """It reads slowly while its faster join is under way."""
     world = World()
     server = world.server("b.example", reads_ms=100, reply=Reply.MAY_NOT_TELL)
-
-    def end_join() -> None:
-        server.reply = None
-
-    world.time.call_later(30_000, end_join)
+    answers_truly_after(world, server, 30_000)
     world.events("!room", 1_000, row_of=1_000)
     world.join("!room", server)
     assert_paid(world, server, 1_000)
@@ -77,14 +78,10 @@ def test_later_events_in_the_same_transaction() -> None:
     """The last is from after the join, and has come though others before it are lost."""
     world = World()
     server = world.server("b.example", reads_ms=40, reply=Reply.HAS_NOT)
-
-    def end_join() -> None:
-        server.reply = None
-
-    world.time.call_later(20_000, end_join)
+    answers_truly_after(world, server, 20_000)
     world.events("!room", 145, row_of=145)
     world.join("!room", server)
-    world.events("!room", 5, row_of=1_000_000)
+    world.events("!room", 5)
     for number in range(146, 151):
         world.network.previous[f"${number}"] = [f"${number - 1}"]
     send = world.network.send
